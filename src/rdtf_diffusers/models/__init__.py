@@ -1,0 +1,5 @@
+"""The networks."""
+
+from .unet_discrete_frame import UNetDiscreteFrameModel
+
+__all__ = ["UNetDiscreteFrameModel"]
