@@ -1,0 +1,25 @@
+"""The training method of RDTF (arXiv 2503.17735) as small pieces: tasks, curriculum, collator, loss."""
+
+from .collator import DualMaskCollator, pad_clips, replace_words, row_generator
+from .curriculum import AdaptiveCurriculum, Curriculum, LinearCurriculum, PIDTerms, make_curriculum
+from .losses import dual_mask_loss
+from .tasks import FAMILIES, TASKS, Task, draw_condition_mask, mask_condition_latents
+
+
+__all__ = [
+    "FAMILIES",
+    "TASKS",
+    "AdaptiveCurriculum",
+    "Curriculum",
+    "DualMaskCollator",
+    "LinearCurriculum",
+    "PIDTerms",
+    "Task",
+    "dual_mask_loss",
+    "draw_condition_mask",
+    "make_curriculum",
+    "mask_condition_latents",
+    "pad_clips",
+    "replace_words",
+    "row_generator",
+]

@@ -1,0 +1,64 @@
+"""Checkpoints of a training run that are whole or absent, and how to find the one to go on from.
+
+    save_checkpoint(accelerator, output_dir, step, limit=3)
+    folder = find_checkpoint(output_dir, "latest")  # None: nothing saved yet
+"""
+
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Folders `checkpoint-STEP` in `output_dir`, lowest step first."""
+    folders = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
+    return sorted(folders, key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The optimiser step in the name of a checkpoint folder."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` asks for.
+
+    Args:
+        output_dir: the run's folder.
+        wanted: None, "latest", or the name or path of a checkpoint folder.
+
+    Returns:
+        The folder; None if nothing is wanted, or the latest is and there is none yet (the run starts anew).
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        return next(reversed(list_checkpoints(output_dir)), None)
+    for folder in (Path(wanted), output_dir / wanted):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"`resume_from_checkpoint` must be 'latest' or a checkpoint folder, got {wanted!r}.")
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, limit: int | None = None) -> None:
+    """Saves the accelerator's state as `checkpoint-STEP`, under a temporary name until it is whole.
+
+    Args:
+        accelerator: holds models, optimisers and everything registered for checkpointing. Call on every process.
+        output_dir: the run's folder.
+        step: optimiser steps done.
+        limit: newest checkpoints to keep; older ones are deleted after the new one is whole. None keeps all.
+    """
+    folder, unfinished = output_dir / f"checkpoint-{step}", output_dir / f"unfinished-checkpoint-{step}"
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        for old in list_checkpoints(output_dir)[: -limit if limit else 0]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
