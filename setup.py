@@ -14,7 +14,7 @@ VERSION = re.search(
 TRAIN = ["datasets>=4.0", "peft>=0.19", "scikit-learn>=1.4", "tensorboard>=2.16"]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 SPACE = ["gradio>=6.0"]
-TEST = [*TRAIN, "pytest>=8.0", "ruff>=0.12"]
+TEST = [*TRAIN, "pytest>=8.0", "ruff>=0.12", "setuptools>=77"]
 
 setup(
     name="rdtf_diffusers",

@@ -5,6 +5,7 @@ Names are imported when they are first used (PEP 562), so that `import rdtf_diff
 
 from importlib import import_module
 
+
 __version__ = "0.1.0"
 
 _ROOMS = {

@@ -2,4 +2,5 @@
 
 from .unet_discrete_frame import UNetDiscreteFrameModel
 
+
 __all__ = ["UNetDiscreteFrameModel"]

@@ -1,7 +1,7 @@
 """Checkpoints of a training run that are whole or absent, and how to find the one to go on from.
 
-    save_checkpoint(accelerator, output_dir, step, limit=3)
-    folder = find_checkpoint(output_dir, "latest")  # None: nothing saved yet
+save_checkpoint(accelerator, output_dir, step, limit=3)
+folder = find_checkpoint(output_dir, "latest")  # None: nothing saved yet
 """
 
 import shutil

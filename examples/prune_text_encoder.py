@@ -1,0 +1,132 @@
+"""Cuts a small BERT-style sentence encoder down to the words and layers that a compact sticker model needs.
+
+    python examples/prune_text_encoder.py --pretrained_model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \
+        --caption_files stickers/static/train/metadata.jsonl stickers/animated/train/metadata.jsonl \
+        --num_layers 0 --vocab_size 3600 --max_length 32 --output_dir text_encoder
+
+Nothing is trained: the first `--num_layers` transformer layers are kept (with 0 the static word embeddings alone), and of
+the word pieces the special tokens, all single characters (so that every word can still be spelled), those that captions
+and motion phrases use, then the keywords' by frequency, then everyday words. The output holds `text_encoder/` and `tokenizer/` in the layout of a pipeline folder,
+and the mean cosine similarity of pooled sentence embeddings before and after is printed.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizer
+
+from rdtf_diffusers.data.procedural import MOTIONS, SPEEDS
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrained_model_name_or_path", required=True, help="Hub id or folder of a BERT encoder.")
+    parser.add_argument("--caption_files", nargs="+", required=True, help="metadata.jsonl files.")
+    parser.add_argument("--caption_column", default="text")
+    parser.add_argument("--keywords_column", default="keywords", help="Optional list of words; ignored where absent.")
+    parser.add_argument("--num_layers", type=int, default=0)
+    parser.add_argument("--vocab_size", type=int, default=3600)
+    parser.add_argument("--max_length", type=int, default=32, help="Longest prompt in word pieces.")
+    parser.add_argument("--output_dir", required=True)
+    args = parser.parse_args(input_args)
+    if missing := [path for path in args.caption_files if not Path(path).is_file()]:
+        parser.error(f"--caption_files: no such file: {', '.join(missing)}")
+    return args
+
+
+def motion_phrases() -> list[str]:
+    """Every word with which procedural motion describes itself."""
+    choices = [SPEEDS, *(group for motion in MOTIONS.values() for group in (motion.sides, motion.amounts) if group)]
+    phrases = [phrase for group in choices for side in group for phrase in side]
+    return [*phrases, *(verb for motion in MOTIONS.values() for verb in motion.verbs), "and while"]
+
+
+def count_pieces(args: argparse.Namespace, tokenizer) -> tuple[Counter, list[str]]:
+    """Counts word pieces, those of captions far above those of keywords; returns them with all captions."""
+    counts, captions = Counter(), motion_phrases()
+    for path in args.caption_files:
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            captions.append(row[args.caption_column])
+            counts.update(tokenizer.tokenize(" ".join(row.get(args.keywords_column) or [])))
+    for caption in captions:
+        counts.update(dict.fromkeys(tokenizer.tokenize(caption), 1000000))
+    return counts, captions
+
+
+def choose_vocabulary(tokenizer, counts: Counter, size: int) -> list[str]:
+    """Special tokens, all ASCII characters and their continuations, then pieces by count; in the tokenizer's order."""
+    vocabulary = tokenizer.get_vocab()
+    kept = set(tokenizer.all_special_tokens)
+    kept |= {piece for piece in vocabulary if re.fullmatch(r"(##)?[!-~]", piece)}
+    for piece, _ in counts.most_common():
+        if len(kept) == size:
+            break
+        kept.add(piece)
+    # a BERT vocabulary lists whole words by falling frequency: what is left goes to everyday words
+    for piece in sorted(vocabulary, key=vocabulary.get):
+        if len(kept) == size:
+            break
+        if re.fullmatch(r"[a-z]{3,}", piece):
+            kept.add(piece)
+    return sorted(kept, key=vocabulary.get)
+
+
+def prune(model: BertModel, tokenizer, pieces: list[str], num_layers: int, max_length: int) -> BertModel:
+    """A BERT with the first layers and the embeddings of `pieces`; everything else is copied unchanged."""
+    config = type(model.config).from_dict(
+        model.config.to_dict()
+        | {
+            "num_hidden_layers": num_layers,
+            "vocab_size": len(pieces),
+            "max_position_embeddings": max_length,
+            "pad_token_id": pieces.index(tokenizer.pad_token),
+        }
+    )
+    pruned = BertModel(config)
+    weights = {name: weight for name, weight in model.state_dict().items() if name in pruned.state_dict()}
+    rows = torch.tensor(tokenizer.convert_tokens_to_ids(pieces))
+    weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][rows]
+    weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"][:max_length]
+    pruned.load_state_dict(weights)
+    return pruned.eval()
+
+
+@torch.no_grad()
+def embed(model: BertModel, tokenizer, sentences: list[str], max_length: int) -> torch.Tensor:
+    """Mean-pooled, normalised sentence embeddings of shape (N, width)."""
+    tokens = tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    hidden_states = model(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][..., None]
+    return torch.nn.functional.normalize((hidden_states * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def main(args: argparse.Namespace) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(args.pretrained_model_name_or_path)
+    model = AutoModel.from_pretrained(args.pretrained_model_name_or_path).eval()
+    counts, captions = count_pieces(args, tokenizer)
+    pieces = choose_vocabulary(tokenizer, counts, args.vocab_size)
+    small = prune(model, tokenizer, pieces, args.num_layers, args.max_length)
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    small_tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=args.max_length)
+
+    small.half().save_pretrained(Path(args.output_dir) / "text_encoder")
+    small_tokenizer.save_pretrained(Path(args.output_dir) / "tokenizer")
+    sample = captions[:: max(1, len(captions) // 500)]
+    before = embed(model, tokenizer, sample, args.max_length)
+    after = embed(small.float(), small_tokenizer, sample, args.max_length)
+    # two encoders have two spaces: what must survive is which captions are near each other
+    correlation = torch.corrcoef(torch.stack([(before @ before.T).flatten(), (after @ after.T).flatten()]))[0, 1]
+    parameters = sum(parameter.numel() for parameter in small.parameters())
+    print(
+        f"{len(pieces)} word pieces, {args.num_layers} layers, {parameters / 1e6:.2f} M parameters; "
+        f"correlation of caption similarities with the full encoder: {correlation:.3f} (n = {len(sample)} captions)"
+    )
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,51 @@
+"""The model that comes with the package, and the settings that suit a checkpoint."""
+
+import json
+from pathlib import Path
+
+
+SETTINGS_FILE = "generation.json"
+SETTINGS = ("num_inference_steps", "guidance_scale", "image_guidance_scale", "eta")
+
+
+def demo_checkpoint() -> str:
+    """The folder of the bundled small model, for `StickerGenerationPipeline.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: if this installation came without it.
+    """
+    folder = Path(__file__).parent / "tiny"
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"the bundled model is missing from {folder}; install rdtf_diffusers again")
+    return str(folder)
+
+
+def generation_settings(model: str | Path) -> dict[str, float]:
+    """The arguments of the pipeline's call that suit a checkpoint, from its `generation.json`; {} where it has none.
+
+        pipe("a dog jumping", **generation_settings(demo_checkpoint()))
+
+    Args:
+        model: a checkpoint's folder or the id of a repository on the Hub.
+
+    Raises:
+        ValueError: if the file holds anything but numbers for "num_inference_steps", "guidance_scale",
+            "image_guidance_scale" and "eta".
+    """
+    if Path(model).is_dir():
+        path = Path(model) / SETTINGS_FILE
+        if not path.is_file():
+            return {}
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(str(model), SETTINGS_FILE))
+        except EntryNotFoundError:
+            return {}
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    numbers = isinstance(settings, dict) and all(isinstance(value, int | float) for value in settings.values())
+    if not numbers or not set(settings) <= set(SETTINGS):
+        raise ValueError(f"{path} must give numbers for {', '.join(SETTINGS)} and nothing else, not {settings}")
+    return settings

@@ -1,0 +1,213 @@
+"""`rdtf-diffusers generate`: what it passes on, what it writes, and how it refuses."""
+
+import json
+from unittest.mock import Mock
+
+import huggingface_hub
+import numpy as np
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from PIL import Image, ImageSequence
+
+from rdtf_diffusers import cli
+from rdtf_diffusers.checkpoints import SETTINGS_FILE
+
+
+class Recorder:
+    """Stands where a pipeline is expected: remembers the call and draws a moving square."""
+
+    def __call__(self, **arguments):
+        self.arguments = arguments
+        clip = np.zeros((arguments["num_frames"], 16, 16, 4), np.uint8)
+        for index, frame in enumerate(clip):
+            frame[4:8, index % 12 : index % 12 + 4] = 255
+        self.frames = [[Image.fromarray(frame) for frame in clip]]
+        return self
+
+
+@pytest.fixture
+def pipe(monkeypatch, tmp_path) -> Recorder:
+    """No model is loaded; the working directory is an empty one with a picture, a text and a checkpoint's folder."""
+    recorder = Recorder()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "load_pipeline", lambda model, device: recorder)
+    Image.new("RGBA", (20, 10), (255, 0, 0, 128)).save("dog.png")
+    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model_index.json").write_text("{}")
+    return recorder
+
+
+def generate(*arguments: str) -> int:
+    """The exit code, whichever way it is given."""
+    try:
+        return cli.main(["generate", "--model", "model", *arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+def stored(path: str) -> dict:
+    return json.loads(Image.open(path).getexif()[0x010E])
+
+
+def test_a_sticker_is_written_and_its_path_printed(pipe, capsys):
+    assert generate("a dog jumping", "--image", "dog.png", "--seed", "3", "--output", "dog.webp") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "dog.webp\n"
+    assert "seed 3" in printed.err
+    with Image.open("dog.webp") as sticker:
+        durations = [frame.load() and frame.info["duration"] for frame in ImageSequence.Iterator(sticker)]
+    assert len(durations) == 8 and sum(durations) == 1000
+    arguments = pipe.arguments
+    assert arguments["prompt"] == "a dog jumping"
+    assert arguments["frames"][0].size == (20, 10) and arguments["frames"][0].mode == "RGBA"
+    assert arguments["frames"][1:] == [None] * 7
+    assert arguments["generator"].initial_seed() == 3
+    assert stored("dog.webp") == {
+        "software": f"rdtf_diffusers {cli.__version__}",
+        "model": "model",
+        "prompt": "a dog jumping",
+        "seed": 3,
+        "loop": False,
+    }
+
+
+def test_text_alone_picture_alone_and_keyframes(pipe):
+    assert generate("a dog") == 0
+    assert (pipe.arguments["prompt"], pipe.arguments["frames"]) == ("a dog", None)
+    assert generate("--image", "dog.png") == 0
+    assert pipe.arguments["prompt"] is None
+    assert generate("--image", "dog.png", "--keyframe", "5=dog.png", "--frames", "6", "--loop") == 0
+    assert [frame is not None for frame in pipe.arguments["frames"]] == [True, False, False, False, False, True]
+    assert (pipe.arguments["num_frames"], pipe.arguments["loop"]) == (6, True)
+
+
+def test_settings_of_the_checkpoint_give_way_to_options(pipe, tmp_path):
+    assert generate("a dog") == 0
+    assert not set(cli.SETTINGS) & set(pipe.arguments)  # no generation.json: the pipeline's own defaults
+    (tmp_path / "model" / SETTINGS_FILE).write_text('{"num_inference_steps": 20, "guidance_scale": 3.5, "eta": 0}')
+    assert generate("a dog", "--steps", "9", "--image-guidance-scale", "2") == 0
+    settings = {name: pipe.arguments[name] for name in cli.SETTINGS}
+    assert settings == {"num_inference_steps": 9, "guidance_scale": 3.5, "image_guidance_scale": 2.0, "eta": 0}
+    assert stored("sticker.webp") | settings == stored("sticker.webp")
+
+
+@pytest.mark.parametrize("text", ['{"steps": 20}', '{"eta": "much"}', "[1.0]", "{"])
+def test_wrong_settings_of_a_checkpoint_are_refused(pipe, capsys, tmp_path, text):
+    (tmp_path / "model" / SETTINGS_FILE).write_text(text)
+    assert generate("a dog") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_random_seed_is_printed_and_stored(pipe, capsys):
+    assert generate("a dog") == 0
+    seed = stored("sticker.webp")["seed"]
+    assert f"seed {seed}" in capsys.readouterr().err
+    assert pipe.arguments["generator"].initial_seed() == seed
+
+
+def test_metadata_can_be_left_out(pipe):
+    assert generate("a dog", "--no-metadata") == 0
+    assert not Image.open("sticker.webp").getexif()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give a prompt, a picture"),
+        (["  "], "give a prompt, a picture"),
+        (["a dog", "--image", "cat.png"], "no file 'cat.png'"),
+        (["a dog", "--image", ""], "no file ''"),
+        (["a dog", "--image", "empty"], "no file 'empty'"),
+        (["a dog", "--image", "notes.png"], "notes.png"),
+        (["a dog", "--keyframe", "dog.png"], "INDEX=FILE"),
+        (["a dog", "--keyframe", "8=dog.png"], "frames are 0 to 7"),
+        (["a dog", "--image", "dog.png", "--keyframe", "0=dog.png"], "frame 0 is given 2 times"),
+        (["a dog", "--frames", "0"], "--frames: must be a whole number from 1"),
+        (["a dog", "--frames", "2.5"], "--frames: must be a whole number"),
+        (["a dog", "--fps", "0"], "--fps: must be a number from 0.1 to 50"),
+        (["a dog", "--fps", "nan"], "--fps: must be a number"),
+        (["a dog", "--steps", "0"], "--steps: must be a whole number from 1"),
+        (["a dog", "--eta", "2"], "--eta: must be a number from 0 to 1"),
+        (["a dog", "--guidance-scale", "inf"], "--guidance-scale: must be"),
+        (["a dog", "--seed", "-1"], "--seed: must be a whole number from 0"),
+        (["a dog", "--output", "dog.mp4"], "--output: must end in one of .webp, .gif, .png, .apng"),
+        (["a dog", "--output", "dog"], "--output: must end in one of"),
+        (["a dog", "--output", "nowhere/dog.webp"], "no folder 'nowhere'"),
+        (["a dog", "--model", "nothing"], "neither a folder nor a Hub id"),
+        (["a dog", "--model", "empty"], "holds no model_index.json"),
+        (["a dog", "--model", "dog.png"], "holds no model_index.json"),
+        (["a dog", "--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_a_model_is_loaded(
+    pipe, capsys, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(cli, "load_pipeline", lambda model, device: pytest.fail("a model was loaded"))
+    before = sorted(tmp_path.rglob("*"))
+    assert generate(*arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unwritable_folder_is_refused(pipe, capsys, monkeypatch):
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    assert generate("a dog") == 2
+    assert "'sticker.webp' cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (ValueError("`num_frames` must be\nat most 64, not 1000"), 2, "`num_frames` must be at most 64, not 1000"),
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_while_drawing_leave_the_old_file_alone(pipe, capsys, tmp_path, monkeypatch, error, code, message):
+    def fail(self, **arguments):
+        raise error
+
+    monkeypatch.setattr(Recorder, "__call__", fail)
+    (tmp_path / "sticker.webp").write_bytes(b"old")
+    before = sorted(tmp_path.rglob("*"))
+    assert generate("a dog") == code
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert message in line
+    assert (tmp_path / "sticker.webp").read_bytes() == b"old"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unknown_hub_ids_are_told_apart(pipe, capsys, monkeypatch):
+    reasons = {
+        LocalEntryNotFoundError("offline"): "no such folder, not cached, and the Hub cannot be reached",
+        RemoteEntryNotFoundError("404", response=Mock()): "the repository holds no model_index.json",
+        RepositoryNotFoundError("404", response=Mock()): "no such folder, and no such (public) repository on the Hub",
+    }
+    for error, reason in reasons.items():
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=error))
+        assert generate("a dog", "--model", "some/model") == 2
+        assert capsys.readouterr().err == f"rdtf-diffusers generate: error: --model some/model: {reason}\n"
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_no_such_device(device):
+    with pytest.raises(ValueError, match=f"--device {device}"):
+        cli.load_pipeline("never looked at", device)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_the_bundled_model_draws_the_same_sticker_again(tmp_path, suffix):
+    Image.new("RGBA", (40, 40), (255, 0, 0, 255)).save(tmp_path / "dog.png")
+    files = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+    for file in files:
+        arguments = ["a dog jumping", "--image", str(tmp_path / "dog.png"), "--seed", "1", "--steps", "2"]
+        assert cli.main(["generate", *arguments, "--output", str(file)]) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with Image.open(files[0]) as sticker:
+        frames = [np.asarray(frame.convert("RGBA")) for frame in ImageSequence.Iterator(sticker)]
+    np.testing.assert_array_equal(frames[0][..., 3], 255)  # the given frame, as it was given
+    assert np.abs(frames[0][..., :3].astype(int) - (255, 0, 0)).max() <= 4
