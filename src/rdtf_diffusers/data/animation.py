@@ -1,0 +1,170 @@
+"""Read any sticker file that Pillow knows into frames with their timing, and turn frames into clips.
+
+animation = read_animation("cat.webp")
+frames = animation.pick(8)                  # evenly spaced in time
+clip = frames_to_clip(frames, size=64)      # (8, 4, 64, 64) in [-1, 1]
+"""
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+
+MAX_BYTES = 32 * 2**20
+MAX_FRAME_PIXELS = 4096 * 4096
+MAX_FRAMES = 1000
+MAX_TOTAL_PIXELS = 64 * 2**20
+DEFAULT_DURATION_MS = 100
+FORMATS = ("GIF", "PNG", "WEBP", "JPEG")
+# What Pillow's decoders raise for broken files
+READING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+class AnimationError(ValueError):
+    """A file that cannot be read as a picture or animation; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Animation:
+    """A decoded picture or animation.
+
+    Attributes:
+        frames: (N, H, W, 4) uint8, straight (not premultiplied) RGBA.
+        durations: (N,) float64, how long each frame is shown, in milliseconds, all above 0.
+        source: the file's name, for messages.
+    """
+
+    frames: np.ndarray
+    durations: np.ndarray
+    source: str
+
+    def pick(self, count: int) -> np.ndarray:
+        """`count` frames evenly spaced in time, (count, H, W, 4); see `evenly_timed`."""
+        return self.frames[evenly_timed(self.durations, count)]
+
+
+def evenly_timed(durations: np.ndarray, count: int) -> np.ndarray:
+    """Indices (count,) of the frames shown at the start of each of `count` equal steps of an animation's time.
+
+    Encoders merge equal neighbours into one long frame, so a long frame may be returned more than once.
+
+    Raises:
+        ValueError: `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}.")
+    ends = np.cumsum(durations)
+    times = np.arange(count) * (ends[-1] / count)
+    return np.searchsorted(ends, times + 1e-6, side="right").clip(max=len(ends) - 1)
+
+
+def _decode(
+    picture: Image.Image, max_frame_pixels: int, max_frames: int, max_total_pixels: int
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Yield (RGBA frame, milliseconds) for every frame, refusing sizes above the limits before they are decoded."""
+    num_frames = getattr(picture, "n_frames", 1)
+    first = 1 if picture.info.get("default_image") else 0  # an APNG's still for old readers, no part of the animation
+    pixels = picture.width * picture.height
+    if pixels > max_frame_pixels:
+        raise ValueError(f"{picture.width}x{picture.height} pixels, at most {max_frame_pixels} pixels are read")
+    if num_frames > max_frames:
+        raise ValueError(f"{num_frames} frames, at most {max_frames} are read")
+    if num_frames * pixels > max_total_pixels:
+        raise ValueError(f"{num_frames} frames of {picture.width}x{picture.height}, above {max_total_pixels} pixels")
+    for index in range(first, num_frames):
+        picture.seek(index)
+        picture.load()  # WebP frames know their duration only after this
+        frame = ImageOps.exif_transpose(picture) if num_frames == 1 else picture
+        yield np.asarray(frame.convert("RGBA")), picture.info.get("duration") or DEFAULT_DURATION_MS
+
+
+def read_animation(
+    file: str | os.PathLike | bytes,
+    source: str | None = None,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_frame_pixels: int = MAX_FRAME_PIXELS,
+    max_frames: int = MAX_FRAMES,
+    max_total_pixels: int = MAX_TOTAL_PIXELS,
+) -> Animation:
+    """Read a GIF, APNG, animated WebP, PNG or JPEG with every frame and its timing.
+
+    Args:
+        file: a path, or the file's bytes.
+        source: the name used in messages; the path by default.
+        max_bytes: largest file read; the other limits bound pixels per frame, frames, and pixels of all frames
+            together, so that a small hostile file cannot fill the memory.
+
+    A missing or zero duration becomes 100 ms, as in browsers. EXIF orientation is applied to stills.
+
+    Raises:
+        AnimationError: the file is missing, too large, broken, cut short or not one of these formats.
+    """
+    source = source or (f"{len(file)} bytes" if isinstance(file, bytes) else os.fspath(file))
+    try:
+        size = len(file) if isinstance(file, bytes) else os.path.getsize(file)
+        if size > max_bytes:
+            raise ValueError(f"{size} bytes, at most {max_bytes} are read")
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.format == "GIF" and not data.rstrip(b"\0").endswith(b";"):
+                raise ValueError("the file is cut short")  # Pillow would return the frames before the cut
+            frames, durations = zip(*_decode(picture, max_frame_pixels, max_frames, max_total_pixels), strict=True)
+        return Animation(np.stack(frames), np.asarray(durations, dtype=np.float64), source)
+    except Image.UnidentifiedImageError as error:
+        raise AnimationError(f"{source}: not a GIF, PNG, WebP or JPEG picture, or a broken one") from error
+    except READING_ERRORS as error:
+        raise AnimationError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def premultiply(frames: np.ndarray) -> torch.Tensor:
+    """Straight RGBA uint8 (N, H, W, 4) -> premultiplied float (N, 4, H, W) in [0, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float().div_(255)
+    pixels[:, :3] *= pixels[:, 3:]
+    return pixels
+
+
+def pad_to_square(pixels: torch.Tensor) -> torch.Tensor:
+    """Centre (N, C, H, W) in a transparent square (N, C, S, S), S = max(H, W)."""
+    height, width = pixels.shape[-2:]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return F.pad(pixels, (left, side - width - left, top, side - height - top))
+
+
+def resize_premultiplied(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize premultiplied RGBA (N, 4, S, S) in [0, 1] to (N, 4, size, size) with antialiasing."""
+    if pixels.shape[-1] == size:
+        return pixels
+    pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
+    return torch.minimum(pixels, pixels[:, 3:])  # bicubic overshoots, and no colour is above its alpha
+
+
+def over_white(clip: torch.Tensor) -> torch.Tensor:
+    """Premultiplied RGBA (N, 4, H, W) in [-1, 1] -> RGB over white (N, 3, H, W) in [-1, 1]."""
+    return clip[:, :3] - clip[:, 3:] + 1
+
+
+def frames_to_clip(frames: np.ndarray, size: int, channels: int = 4) -> torch.Tensor:
+    """Frames -> a clip, padded to a square with transparency and resized with antialiasing while premultiplied.
+
+    Args:
+        frames: (N, H, W, 4) uint8, straight RGBA.
+        size: height and width of the clip in pixels.
+        channels: 4 for premultiplied RGBA (transparent = -1 everywhere), 3 for RGB over white.
+
+    Returns:
+        Float tensor (N, channels, size, size) in [-1, 1].
+    """
+    if channels not in (3, 4):
+        raise ValueError(f"`channels` must be 4 (premultiplied RGBA) or 3 (RGB over white), got {channels}.")
+    clip = resize_premultiplied(pad_to_square(premultiply(frames)), size) * 2 - 1
+    return clip if channels == 4 else over_white(clip)
