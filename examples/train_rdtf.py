@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
@@ -368,9 +369,18 @@ class Trainer:
                     generator=torch.Generator().manual_seed(args.seed),
                 ).frames[0]
             save_sticker(frames, folder / f"{index}.webp")
+            self.log_frames(f"validation/{index} {prompt}", frames, step)
         unet.train()
         if self.ema is not None:
             self.ema.restore(unet.parameters())
+
+    def log_frames(self, name: str, frames: list[Image.Image], step: int) -> None:
+        """Shows a clip on white in TensorBoard."""
+        white = [Image.alpha_composite(Image.new("RGBA", f.size, "white"), f.convert("RGBA")) for f in frames]
+        pixels = np.stack([np.asarray(frame.convert("RGB")) for frame in white])  # (F, H, W, 3)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
 
     def save(self) -> None:
         """Writes the pipeline, averaged weights included, into `--output_dir`."""

@@ -44,14 +44,14 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, workplace):
 
 @pytest.mark.parametrize("command", commands())
 def test_commands(command, workplace):
-    program, *arguments = shlex.split(command)
+    program, *arguments = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     if program == "rdtf-diffusers":
         assert cli.main(arguments) == 0
         output = cli.build_parser().parse_args(arguments).output
         assert output.stat().st_size > 0
-    elif program == "accelerate":
-        assert arguments.pop(0) == "launch"
-        script = ROOT / arguments.pop(0)
+    elif program in ("accelerate", "python"):
+        script = next(ROOT / word for word in arguments if word.startswith("examples/"))
+        arguments = arguments[arguments.index(str(script.relative_to(ROOT))) + 1 :]
         spec = importlib.util.spec_from_file_location(script.stem, script)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

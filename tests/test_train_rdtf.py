@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from PIL import Image, ImageDraw
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from rdtf_diffusers import StickerGenerationPipeline
@@ -48,12 +49,11 @@ def base(tmp_path_factory):
         mid_block_add_attention=False,
     )
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}, model_max_length=8)
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    folder = tmp_path_factory.mktemp("base")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text_encoder = BertModel(BertConfig(vocab_size=len(WORDS), **sizes))
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
-    StickerGenerationPipeline(vae, text_encoder, tokenizer, unet=None, scheduler=scheduler).save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("base")
+    StickerGenerationPipeline(vae, text_encoder, tokenizer, None, scheduler).save_pretrained(folder)
     return folder
 
 
@@ -79,7 +79,8 @@ def stickers(tmp_path_factory):
 def arguments(base, stickers, output_dir, *more):
     return [
         *("--pretrained_model_name_or_path", str(base), "--train_data_dir", str(stickers)),
-        *("--output_dir", str(output_dir), "--resolution", "16", "--train_batch_size", "2", "--report_to", "none"),
+        *("--output_dir", str(output_dir), "--resolution", "16", "--train_batch_size", "2"),
+        *("--report_to", "none"),
         *("--learning_rate", "1e-3", "--max_train_steps", "4", "--checkpointing_steps", "2"),
         *map(str, more),
     ]
@@ -91,11 +92,16 @@ def unet_weights(folder):
 
 def test_a_run_ends_as_a_pipeline_that_makes_stickers(script, base, stickers, tmp_path):
     more = ("--use_ema", "--validation_prompts", "a red ball", "--validation_inference_steps", 2)
-    assert script.main(arguments(base, stickers, tmp_path, *more, "--validation_steps", 4)) == 0
+    more = (*more, "--validation_steps", 4, "--report_to", "tensorboard")
+    assert script.main(arguments(base, stickers, tmp_path, *more)) == 0
     pipeline = StickerGenerationPipeline.from_pretrained(tmp_path)
     frames = pipeline("a red ball", num_inference_steps=2).frames[0]
     assert len(frames) == 8 and frames[0].mode == "RGBA" and frames[0].size == (16, 16)
     assert (tmp_path / "validation" / "step-4" / "0.webp").stat().st_size > 0
+    events = EventAccumulator(str(tmp_path / "logs" / "train_rdtf"))
+    events.Reload()
+    assert {"loss", "lr", "grad_norm", "pid/level", "task_share/i2v"} <= set(events.Tags()["scalars"])
+    assert any(tag.startswith("validation/0 a red ball") for tag in events.Tags()["images"])
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(script, base, stickers, tmp_path):

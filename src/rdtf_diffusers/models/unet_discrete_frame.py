@@ -118,8 +118,8 @@ class SpatialTemporalInteraction(nn.Module):
     """The STI layer of RDTF (section 3.2, table 6; first described in VSD2M, arXiv 2412.08259).
 
     `y = GroupNorm(w1 * S(x) + w2 * D(x))` with scalars that start at `w1 = 0`, `w2 = 1`. The semantic branch
-    `S(x) = Up(Attn(Down(x))) + x` is one self-attention over all places of all frames at half resolution; `D` preserves
-    detail, see `sti_detail`.
+    `S(x) = Up(Attn(Down(x))) + x` is one self-attention over all places of all frames at half resolution; `D`
+    preserves detail, see `sti_detail`.
     Shapes: (B*F, C, H, W) -> (B*F, C, H, W).
     """
 
@@ -150,8 +150,8 @@ class SpatialTemporalInteraction(nn.Module):
 
 
 class SlicedFeedForward(FeedForward):
-    """The GEGLU feed-forward of the transformers. On a CPU it takes the tokens in slices of about `slice_size` numbers:
-    its inner activations, eight times as wide, then stay in the cache, which makes it a quarter faster."""
+    """The GEGLU feed-forward of the transformers. On a CPU it takes the tokens in slices of about `slice_size` numbers,
+    because its inner activations, eight times as wide, are then still in the cache when they are read."""
 
     slice_size = 2**19
 
