@@ -150,7 +150,7 @@ class SpatialTemporalInteraction(nn.Module):
 
 
 class SlicedFeedForward(FeedForward):
-    """The GEGLU feed-forward of the transformers. On a CPU it takes the tokens in slices of about `slice_size` numbers,
+    """The GEGLU feed-forward of the transformers. On a CPU it takes tokens in slices of about `slice_size` numbers,
     because its inner activations, eight times as wide, are then still in the cache when they are read."""
 
     slice_size = 2**19

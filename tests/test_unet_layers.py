@@ -1,0 +1,269 @@
+"""The layers of the UNet against a slow, literal reading of RDTF (arXiv 2503.17735), section 3.2, clip by clip."""
+
+import math
+
+import pytest
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from torch import nn
+
+from rdtf_diffusers.models.unet_discrete_frame import (
+    ConditionEncoder,
+    FrameResnets,
+    SlicedFeedForward,
+    SpatialTemporalInteraction,
+    TemporalConvolutions,
+    TemporalTransformer,
+    group_pixels,
+    ungroup_pixels,
+)
+
+
+CHANNELS, FRAMES, GROUPS = 8, 4, 2
+SIZES = [(4, 6), (3, 5), (1, 1), (1, 4)]  # (height, width)
+
+
+def randomized(layer: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return layer.double().eval()
+
+
+def random_clips(height: int, width: int, channels: int = CHANNELS, frames: int = FRAMES) -> torch.Tensor:
+    """Two clips (B, F, C, H, W)."""
+    return torch.randn(2, frames, channels, height, width, generator=torch.Generator().manual_seed(1)).double()
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def reference_group_norm(norm: nn.GroupNorm, clip: torch.Tensor) -> torch.Tensor:
+    """Clip (C, F, H, W) or picture (C, H, W); the statistics of a group span all that is not the channel."""
+    out = torch.empty_like(clip)
+    size = clip.shape[0] // norm.num_groups
+    for start in range(0, clip.shape[0], size):
+        group = clip[start : start + size]
+        out[start : start + size] = (group - group.mean()) / (group.var(unbiased=False) + norm.eps).sqrt()
+    shape = (-1,) + (1,) * (clip.ndim - 1)
+    return out * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+
+
+def reference_layer_norm(norm: nn.LayerNorm, tokens: torch.Tensor) -> torch.Tensor:
+    rows = [(row - row.mean()) / (row.var(unbiased=False) + norm.eps).sqrt() for row in tokens]
+    return torch.stack(rows) * norm.weight + norm.bias
+
+
+def reference_attention(attention: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Self-attention of one sequence (S, C), head by head; no bias on query, key, value; one on the output."""
+    query, key, value = (tokens @ layer.weight.T for layer in (attention.to_q, attention.to_k, attention.to_v))
+    size = query.shape[1] // attention.heads
+    heads = []
+    for start in range(0, query.shape[1], size):
+        q, k, v = (x[:, start : start + size] for x in (query, key, value))
+        heads.append(torch.softmax(q @ k.T / math.sqrt(size), dim=-1) @ v)
+    return torch.cat(heads, dim=1) @ attention.to_out[0].weight.T + attention.to_out[0].bias
+
+
+def reference_linear(layer: nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
+    return tokens @ layer.weight.T + layer.bias
+
+
+def reference_conv3x3(conv: nn.Conv2d, picture: torch.Tensor) -> torch.Tensor:
+    """Picture (C, H, W), zeros around it."""
+    height, width = picture.shape[1:]
+    out = conv.bias[:, None, None].repeat(1, height, width)
+    for y in range(height):
+        for x in range(width):
+            for dy in (-1, 0, 1):
+                for dx in (-1, 0, 1):
+                    if 0 <= y + dy < height and 0 <= x + dx < width:
+                        out[:, y, x] += conv.weight[:, :, dy + 1, dx + 1] @ picture[:, y + dy, x + dx]
+    return out
+
+
+def reference_semantic(layer: SpatialTemporalInteraction, clip: torch.Tensor) -> torch.Tensor:
+    """S(x) = Up(Attn(Down(x))) + x of one clip (F, C, H, W): every 2x2 cell of every frame is one token."""
+    frames, _, height, width = clip.shape
+    cells = [(f, y, x) for f in range(frames) for y in range(0, height, 2) for x in range(0, width, 2)]
+    tokens = torch.stack([clip[f, :, y : y + 2, x : x + 2].mean(dim=(1, 2)) for f, y, x in cells])
+    attended = reference_attention(layer.attn1, tokens)
+    out = clip.clone()
+    for (f, y, x), token in zip(cells, attended):
+        out[f, :, y : y + 2, x : x + 2] += token[:, None, None]
+    return out
+
+
+def reference_frame_resnets(layer: FrameResnets, clip: torch.Tensor) -> torch.Tensor:
+    """D(x) of one clip (F, C, H, W): for each feature channel the frames are the channels of a picture."""
+    out = torch.empty_like(clip)
+    for channel in range(clip.shape[1]):
+        picture = clip[:, channel]  # (F, H, W)
+        for resnet in layer.resnets:
+            hidden = reference_conv3x3(resnet.conv1, silu(reference_group_norm(resnet.norm1, picture)))
+            hidden = reference_conv3x3(resnet.conv2, silu(reference_group_norm(resnet.norm2, hidden)))
+            picture = picture + hidden
+        out[:, channel] = picture
+    return out
+
+
+def reference_temporal_convolutions(layer: TemporalConvolutions, clip: torch.Tensor) -> torch.Tensor:
+    """One clip (F, C, H, W) through [GroupNorm, SiLU, Conv3d (3, 1, 1)] and a residual."""
+    residual = clip
+    for norm, conv in zip(layer.norms, layer.convs):
+        hidden = silu(reference_group_norm(norm, clip.transpose(0, 1)).transpose(0, 1))
+        kernel = conv.weight[:, :, :, 0]  # (C, C or 1, 3)
+        clip = conv.bias[None, :, None, None].repeat(len(hidden), 1, *hidden.shape[2:])
+        for f in range(len(hidden)):
+            for step in (-1, 0, 1):
+                if 0 <= f + step < len(hidden):
+                    matrix = kernel[:, :, step + 1]
+                    matrix = torch.diag(matrix[:, 0]) if conv.groups > 1 else matrix
+                    clip[f] += torch.einsum("oi,ihw->ohw", matrix, hidden[f + step])
+    return residual + clip
+
+
+def reference_sti(layer: SpatialTemporalInteraction, clip: torch.Tensor) -> torch.Tensor:
+    if isinstance(layer.detail, TemporalConvolutions):
+        detail = reference_temporal_convolutions(layer.detail, clip)
+    else:
+        detail = reference_frame_resnets(layer.detail, clip)
+    mixed = layer.semantic_weight * reference_semantic(layer, clip) + layer.detail_weight * detail
+    return torch.stack([reference_group_norm(layer.norm, frame) for frame in mixed])
+
+
+def reference_temporal_transformer(layer: TemporalTransformer, clip: torch.Tensor) -> torch.Tensor:
+    """One clip (F, C, H, W); every pixel is a sequence of F tokens."""
+    normed = reference_group_norm(layer.norm, clip.transpose(0, 1)).transpose(0, 1)
+    block = layer.transformer_blocks[0]
+    out = clip.clone()
+    for y in range(clip.shape[2]):
+        for x in range(clip.shape[3]):
+            tokens = reference_linear(layer.proj_in, normed[:, :, y, x])
+            tokens = tokens + reference_attention(block.attn1, reference_layer_norm(block.norm1, tokens))
+            tokens = tokens + reference_attention(block.attn2, reference_layer_norm(block.norm2, tokens))
+            hidden = reference_linear(block.ff.net[0].proj, reference_layer_norm(block.norm3, tokens))
+            hidden, gate = hidden.chunk(2, dim=1)
+            tokens = tokens + reference_linear(block.ff.net[2], hidden * gelu(gate))
+            out[:, :, y, x] += reference_linear(layer.proj_out, tokens)
+    return out
+
+
+def reference_condition_encoder(layer: ConditionEncoder, clip: torch.Tensor) -> torch.Tensor:
+    conv1, _, conv2, _, conv3 = layer.convs
+    block = layer.temporal_encoder
+    hidden = [silu(reference_conv3x3(conv2, silu(reference_conv3x3(conv1, frame)))) for frame in clip]
+    hidden = torch.stack([reference_conv3x3(conv3, frame) for frame in hidden])
+    out = torch.empty_like(hidden)
+    for y in range(clip.shape[2]):
+        for x in range(clip.shape[3]):
+            tokens = hidden[:, :, y, x]
+            tokens = tokens + reference_attention(block.attn1, reference_layer_norm(block.norm, tokens))
+            inner = gelu(reference_linear(block.ff.net[0].proj, tokens))
+            out[:, :, y, x] = tokens + reference_linear(block.ff.net[2], inner)
+    return out
+
+
+@torch.no_grad()
+def assert_matches(layer: nn.Module, reference, clips: torch.Tensor) -> None:
+    """`layer` on all clips, frames in the batch, equals `reference` on each clip, in both memory layouts."""
+    expected = torch.stack([reference(layer, clip) for clip in clips])
+    frames = clips.flatten(0, 1)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        result = layer(frames.contiguous(memory_format=memory_format), clips.shape[1])
+        torch.testing.assert_close(result.unflatten(0, clips.shape[:2]), expected)
+
+
+def make_sti(detail: str) -> SpatialTemporalInteraction:
+    return SpatialTemporalInteraction(CHANNELS, FRAMES, GROUPS, num_heads=2, head_dim=3, detail=detail)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("detail", ["frame_resnet", "temporal_conv"])
+def test_sti(detail, size):
+    assert_matches(randomized(make_sti(detail)), reference_sti, random_clips(*size))
+
+
+@pytest.mark.parametrize("detail", ["frame_resnet", "temporal_conv"])
+def test_sti_starts_as_its_normalized_detail_branch(detail):
+    layer = make_sti(detail).double()
+    assert (layer.semantic_weight.item(), layer.detail_weight.item()) == (0.0, 1.0)
+    assert layer.norm.eps == 1e-6 and layer.attn1.to_q.bias is None and layer.attn1.to_out[0].bias is not None
+    frames = random_clips(4, 4).flatten(0, 1)
+    torch.testing.assert_close(layer(frames, FRAMES), layer.norm(layer.detail(frames, FRAMES)))
+
+
+def test_sti_looks_over_space_and_time_at_once():
+    """A change in one corner of the first frame reaches the far corner of the last, which no (3, 1, 1) kernel does."""
+    layer = randomized(make_sti("temporal_conv"))
+    clips = random_clips(8, 8)[:1]
+    changed = clips.clone()
+    changed[0, 0, :, 0, 0] += 1
+    with torch.no_grad():
+        near, far = (layer.semantic(x.flatten(0, 1), FRAMES)[-1, :, -1, -1] for x in (clips, changed))
+    assert (near - far).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("depthwise", [True, False])
+def test_temporal_convolutions(depthwise, frames):
+    layer = TemporalConvolutions(CHANNELS, num_layers=3, norm_num_groups=GROUPS, depthwise=depthwise)
+    assert_matches(randomized(layer), reference_temporal_convolutions, random_clips(3, 2, frames=frames))
+
+
+def test_conv3d_ablation_starts_as_the_identity():
+    layer = TemporalConvolutions(CHANNELS, num_layers=4, norm_num_groups=GROUPS, depthwise=False).double()
+    frames = random_clips(3, 2).flatten(0, 1)
+    torch.testing.assert_close(layer(frames, FRAMES), frames)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_temporal_transformer(size):
+    layer = TemporalTransformer(CHANNELS, num_heads=2, head_dim=3, norm_num_groups=GROUPS)  # inner width 6
+    assert_matches(randomized(layer), reference_temporal_transformer, random_clips(*size))
+
+
+def test_temporal_transformer_is_the_one_of_diffusers():
+    layer = randomized(TemporalTransformer(CHANNELS, num_heads=2, head_dim=4, norm_num_groups=GROUPS))
+    theirs = TransformerTemporalModel(2, 4, in_channels=CHANNELS, norm_num_groups=GROUPS).double().eval()
+    theirs.load_state_dict(layer.state_dict())
+    frames = random_clips(5, 3).flatten(0, 1)
+    torch.testing.assert_close(layer(frames, FRAMES), theirs(frames, num_frames=FRAMES).sample)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pixels_are_grouped_and_back(batch):
+    frames = random_clips(3, 2)[:batch].flatten(0, 1)  # (B*F, C, H, W)
+    tokens = group_pixels(frames.permute(0, 2, 3, 1), FRAMES)
+    assert tokens.is_contiguous()  # else linear layers become many small products
+    for clip in range(batch):
+        for y in range(3):
+            for x in range(2):
+                pixel = frames[clip * FRAMES : (clip + 1) * FRAMES, :, y, x]
+                assert tokens[clip * 6 + y * 2 + x].equal(pixel)
+    assert ungroup_pixels(tokens, 3, 2).equal(frames)
+
+
+def test_sliced_feed_forward_is_the_feed_forward(monkeypatch):
+    layer = randomized(SlicedFeedForward(6))
+    whole = FeedForward(6).double()
+    whole.load_state_dict(layer.state_dict())
+    tokens = torch.randn(5, 7, 6, dtype=torch.double)
+    for size in (1, 50, 100, 10_000):
+        monkeypatch.setattr(SlicedFeedForward, "slice_size", size)
+        torch.testing.assert_close(layer(tokens), whole(tokens))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("channels", [4, 3])
+def test_condition_encoder(channels, size):
+    layer = randomized(ConditionEncoder(channels))
+    attention = layer.temporal_encoder.attn1
+    assert (attention.heads, attention.to_q.out_features) == (2, 2 * channels)
+    assert_matches(layer, reference_condition_encoder, random_clips(*size, channels=channels))
