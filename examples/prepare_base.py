@@ -13,6 +13,7 @@ how well similarities between captions survive.
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -50,10 +51,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocab_size", type=int, default=3600)
     parser.add_argument("--max_length", type=int, default=32, help="Longest prompt in word pieces.")
     parser.add_argument("--output_dir", required=True)
-    args = parser.parse_args(input_args)
-    if missing := [path for path in args.caption_files if not Path(path).is_file()]:
-        parser.error(f"--caption_files: no such file: {', '.join(missing)}")
-    return args
+    return parser.parse_args(input_args)
 
 
 def motion_phrases() -> list[str]:
@@ -81,16 +79,14 @@ def choose_vocabulary(tokenizer, counts: Counter, size: int) -> list[str]:
     vocabulary = tokenizer.get_vocab()
     kept = set(tokenizer.all_special_tokens)
     kept |= {piece for piece in vocabulary if re.fullmatch(r"(##)?[!-~]", piece)}
-    for piece, _ in counts.most_common():
+    if len(kept) > size:
+        raise ValueError(f"`vocab_size` must be at least {len(kept)}, for single characters alone, got {size}.")
+    # a BERT vocabulary lists whole words by falling frequency: what is left goes to everyday words
+    everyday = [piece for piece in sorted(vocabulary, key=vocabulary.get) if re.fullmatch(r"[a-z]{3,}", piece)]
+    for piece in [*(piece for piece, _ in counts.most_common()), *everyday]:
         if len(kept) == size:
             break
         kept.add(piece)
-    # a BERT vocabulary lists whole words by falling frequency: what is left goes to everyday words
-    for piece in sorted(vocabulary, key=vocabulary.get):
-        if len(kept) == size:
-            break
-        if re.fullmatch(r"[a-z]{3,}", piece):
-            kept.add(piece)
     return sorted(kept, key=vocabulary.get)
 
 
@@ -123,7 +119,8 @@ def embed(model: BertModel, tokenizer, sentences: list[str], max_length: int) ->
     return torch.nn.functional.normalize((hidden_states * mask).sum(1) / mask.sum(1), dim=-1)
 
 
-def main(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace) -> None:
+    """Writes the pipeline folder and prints what became of the text encoder."""
     tokenizer = AutoTokenizer.from_pretrained(args.text_encoder)
     model = AutoModel.from_pretrained(args.text_encoder).eval()
     counts, captions = count_pieces(args, tokenizer)
@@ -147,5 +144,16 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
+def main(args: list[str] | None = None) -> int:
+    """Prepares; returns the exit code: 0, or 2 after one line about what the user has to put right."""
+    parsed = parse_args(args)
+    try:
+        prepare(parsed)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"prepare_base.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main(parse_args())
+    sys.exit(main())

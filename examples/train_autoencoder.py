@@ -31,7 +31,7 @@ from diffusers.training_utils import EMAModel
 
 from rdtf_diffusers.data.animation import frames_to_clip
 from rdtf_diffusers.data.dataset import iterate_animations, load_rows
-from rdtf_diffusers.training.checkpoints import checkpoint_step, find_checkpoint, save_checkpoint
+from rdtf_diffusers.training.run_state import checkpoint_step, find_checkpoint, load_checkpoint, save_checkpoint
 
 
 logger = logging.getLogger("train_autoencoder")
@@ -290,7 +290,8 @@ class Trainer:
         folder = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
         if folder is None:
             return 0
-        self.accelerator.load_state(str(folder))
+        load_checkpoint(self.accelerator, folder)
+        self.ema.to(self.accelerator.device)
         return checkpoint_step(folder)
 
     def save(self, step: int) -> dict[str, float]:
@@ -358,7 +359,7 @@ def main(args: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         Trainer(parse_args(args)).run()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"train_autoencoder.py: error: {error}", file=sys.stderr)
         return 2
     return 0

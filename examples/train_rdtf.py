@@ -13,6 +13,7 @@ frames -> mean squared error over the real frames (loss mask) -> tell the curric
 """
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from rdtf_diffusers import StickerGenerationPipeline, UNetDiscreteFrameModel, save_sticker
+from rdtf_diffusers.checkpoints import SETTINGS_FILE
+from rdtf_diffusers.data.animation import read_animation
 from rdtf_diffusers.data.dataset import StickerClips
 from rdtf_diffusers.training import (
     DualMaskCollator,
@@ -42,7 +45,7 @@ from rdtf_diffusers.training import (
     mask_condition_latents,
     row_generator,
 )
-from rdtf_diffusers.training.checkpoints import checkpoint_step, find_checkpoint, save_checkpoint
+from rdtf_diffusers.training.run_state import checkpoint_step, find_checkpoint, load_checkpoint, save_checkpoint
 
 
 logger = logging.getLogger("train_rdtf")
@@ -60,6 +63,8 @@ PRESETS = {
     "paper": {},
 }
 
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -69,7 +74,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--num_frames", type=int, default=8, help="Frames of a clip.")
     group.add_argument("--temporal_layer", choices=["sti", "conv3d"], default="sti", help="conv3d: the ablation.")
     group.add_argument("--sti_detail", choices=["frame_resnet", "temporal_conv"], default="frame_resnet")
-    group.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default=None)
+    group.add_argument("--prediction_type", choices=PREDICTION_TYPES, default=None)
 
     group = parser.add_argument_group("data")
     group.add_argument("--train_data_dir", nargs="+", default=[], help="Folders with metadata.jsonl.")
@@ -78,15 +83,17 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--resolution", type=int, default=256)
     group.add_argument("--procedural_fraction", type=float, default=0.5, help="Share of pictures set in motion.")
     group.add_argument("--min_keyframes", type=int, default=3, help="Fewest frames drawn from an animation.")
-    group.add_argument("--max_keyframes", type=int, default=8, help="Most frames drawn from an animation.")
+    group.add_argument("--max_keyframes", type=int, default=None, help="Most; by default all --num_frames.")
     group.add_argument("--dataloader_num_workers", type=int, default=0)
 
     group = parser.add_argument_group("method")
     group.add_argument("--curriculum", choices=["uniform", "linear", "adaptive"], default="adaptive")
     group.add_argument("--curriculum_steps", type=int, default=None, help="Default: --max_train_steps.")
     group.add_argument("--pid", type=float, nargs=3, default=[5.0, 3.0, 1.3], metavar=("KP", "KI", "KD"))
+    group.add_argument("--task_weights", nargs="+", default=[], metavar="TASK=X", help="Factors on tasks' chances.")
     group.add_argument("--loss_reduction", choices=["all", "valid"], default="all")
     group.add_argument("--joint_drop_prob", type=float, default=0.1, help="Text and frames dropped together.")
+    group.add_argument("--text_drop_prob", type=float, default=0.0, help="Text dropped, frames kept.")
     group.add_argument("--text_word_drop_prob", type=float, default=0.2)
 
     group = parser.add_argument_group("optimisation")
@@ -128,9 +135,15 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     """Refuses, in one line, what could only fail later."""
     if not args.train_data_dir and not args.dataset_name:
         parser.error("give stickers to train on: --train_data_dir or --dataset_name")
-    for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps"):
+    steps = ("max_train_steps", "checkpointing_steps", "validation_steps", "validation_inference_steps")
+    for name in ("resolution", "num_frames", "train_batch_size", "gradient_accumulation_steps", *steps):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.checkpoints_total_limit is not None and args.checkpoints_total_limit < 1:
+        parser.error(f"--checkpoints_total_limit must be at least 1, got {args.checkpoints_total_limit}")
+    if not 0.0 <= args.procedural_fraction <= 1.0:
+        parser.error(f"--procedural_fraction must be between 0 and 1, got {args.procedural_fraction}")
+    args.max_keyframes = args.num_frames if args.max_keyframes is None else args.max_keyframes
     if not 1 <= args.min_keyframes <= args.max_keyframes <= args.num_frames:
         parser.error(
             f"--min_keyframes {args.min_keyframes} and --max_keyframes {args.max_keyframes} must rise and stay within "
@@ -141,8 +154,13 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
             f"--validation_images must be as many as --validation_prompts ({len(args.validation_prompts)}), "
             f"got {len(args.validation_images)}"
         )
-    if missing := [path for path in args.validation_images if not Path(path).is_file()]:
-        parser.error(f"--validation_images: no such file: {', '.join(missing)}")
+    if not args.validation_images and not all(prompt.strip() for prompt in args.validation_prompts):
+        parser.error("--validation_prompts: an empty prompt needs a picture, --validation_images")
+    try:
+        args.validation_images = [Image.fromarray(read_animation(file).frames[0]) for file in args.validation_images]
+        args.task_weights = {name: float(x) for name, x in (entry.split("=") for entry in args.task_weights)}
+    except ValueError as error:
+        parser.error(f"--validation_images or --task_weights TASK=X: {error}")
 
 
 def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> UNetDiscreteFrameModel:
@@ -167,9 +185,15 @@ def make_pipeline(args: argparse.Namespace) -> StickerGenerationPipeline:
     pipeline = StickerGenerationPipeline.from_pretrained(
         args.pretrained_model_name_or_path, unet=None, dtype=torch.float32
     )
-    overrides = {} if args.prediction_type is None else {"prediction_type": args.prediction_type}
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **overrides)
-    pipeline.register_modules(unet=make_unet(args, pipeline), scheduler=scheduler)
+    if args.resolution % pipeline.vae_scale_factor:
+        raise ValueError(f"`resolution` must be a multiple of {pipeline.vae_scale_factor}, got {args.resolution}.")
+    config = dict(pipeline.scheduler.config)
+    config["prediction_type"] = args.prediction_type or config["prediction_type"]
+    if config["prediction_type"] not in PREDICTION_TYPES:
+        raise ValueError(f"The prediction type must be one of {PREDICTION_TYPES}, got {config['prediction_type']!r}.")
+    if config["prediction_type"] == "epsilon":  # pure noise says nothing about the noise that it is
+        config["rescale_betas_zero_snr"] = False
+    pipeline.register_modules(unet=make_unet(args, pipeline), scheduler=DDIMScheduler.from_config(config))
     for frozen in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         if frozen is not None:
             frozen.requires_grad_(False)
@@ -196,6 +220,7 @@ class Trainer:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.output_dir = Path(args.output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -216,10 +241,10 @@ class Trainer:
             seed=args.seed,
         )
         self.collator = DualMaskCollator(
-            args.num_frames, args.joint_drop_prob, text_word_drop_prob=args.text_word_drop_prob
+            args.num_frames, args.joint_drop_prob, args.text_drop_prob, args.text_word_drop_prob
         )
         self.curriculum = make_curriculum(
-            args.curriculum, args.curriculum_steps or args.max_train_steps, tuple(args.pid)
+            args.curriculum, args.curriculum_steps or args.max_train_steps, tuple(args.pid), args.task_weights
         )
         self._prepare()
 
@@ -311,7 +336,9 @@ class Trainer:
         if folder is None:
             return 0
         logger.info("Resuming from %s", folder)
-        self.accelerator.load_state(str(folder))
+        load_checkpoint(self.accelerator, folder)
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)
         return checkpoint_step(folder)
 
     def run(self) -> None:
@@ -348,10 +375,22 @@ class Trainer:
                 self.validate(step)
         progress.close()
 
+    def generation_settings(self) -> dict[str, float]:
+        """How validation stickers are drawn, and what is written into `generation.json` beside the weights."""
+        scale = self.args.validation_guidance_scale
+        return {
+            "num_inference_steps": self.args.validation_inference_steps,
+            "guidance_scale": scale,
+            "image_guidance_scale": scale,
+            "eta": 0.0,
+        }
+
     @torch.no_grad()
     def validate(self, step: int) -> None:
         """Makes a sticker for every validation prompt with the averaged weights."""
         args, unet = self.args, self.pipeline.unet
+        if not args.validation_prompts:
+            return
         if self.ema is not None:
             self.ema.store(unet.parameters())
             self.ema.copy_to(unet.parameters())
@@ -362,11 +401,9 @@ class Trainer:
             with self.accelerator.autocast():
                 frames = self.pipeline(
                     prompt or None,
-                    image=Image.open(args.validation_images[index]) if args.validation_images else None,
-                    num_inference_steps=args.validation_inference_steps,
-                    guidance_scale=args.validation_guidance_scale,
-                    image_guidance_scale=args.validation_guidance_scale,
+                    image=args.validation_images[index] if args.validation_images else None,
                     generator=torch.Generator().manual_seed(args.seed),
+                    **self.generation_settings(),
                 ).frames[0]
             save_sticker(frames, folder / f"{index}.webp")
             self.log_frames(f"validation/{index} {prompt}", frames, step)
@@ -389,6 +426,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.copy_to(self.pipeline.unet.parameters())
         self.pipeline.save_pretrained(self.output_dir)
+        settings = json.dumps(self.generation_settings(), indent=2)
+        (self.output_dir / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -401,8 +440,8 @@ def main(args: list[str] | None = None) -> int:
     parsed = parse_args(args)
     try:
         Trainer(parsed).run()
-    except ValueError as error:
-        print(f"train_rdtf.py: error: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"train_rdtf.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

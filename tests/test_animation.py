@@ -60,6 +60,15 @@ def test_the_still_before_an_apng_is_no_frame():
     np.testing.assert_array_equal(animation.frames[..., 3], squares(3)[1:, ..., 3])
 
 
+def test_sixteen_bits_are_scaled_and_line_ends_after_a_gif_allowed():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 2**15, dtype=np.uint16)).save(buffer, format="PNG")
+    assert (read_animation(buffer.getvalue()).frames[..., :3] == 128).all()
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, format="GIF")
+    assert len(read_animation(buffer.getvalue() + b"\r\n").frames) == 1
+
+
 def test_stills_are_one_frame_turned_as_exif_says():
     picture = Image.fromarray(squares(1)[0]).convert("RGB")
     exif = Image.Exif()

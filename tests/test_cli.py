@@ -35,7 +35,7 @@ def pipe(monkeypatch, tmp_path) -> Recorder:
     (tmp_path / "notes.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
     (tmp_path / "model").mkdir()
-    (tmp_path / "model/model_index.json").write_text("{}")
+    (tmp_path / "model/model_index.json").write_text('{"_class_name": "StickerGenerationPipeline"}')
     return recorder
 
 

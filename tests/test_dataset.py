@@ -126,6 +126,9 @@ def test_captions_of_moving_pictures_take_varied_forms():
     assert all("ice cube" in caption and "jumping high" in caption for caption in drawn)
     assert 70 < sum(caption.endswith(", flat emoji") for caption in drawn) < 130
     assert len({caption.removesuffix(", flat emoji") for caption in drawn}) >= 3
+    with_article = {describe("The sun", "jumping", np.random.default_rng(seed)) for seed in range(60)}
+    assert with_article == {"The sun, jumping", "The sun jumping", "jumping The sun"}
+    assert describe("", "jumping", np.random.default_rng(0)) == "jumping"
     plain = {describe("dog", "jumping", np.random.default_rng(seed)) for seed in range(60)}
     assert "dog, jumping" in plain and not any(caption.endswith(", ") for caption in plain)
 

@@ -5,7 +5,13 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, AutoencoderTiny, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+)
 from tiny_models import (
     SECOND_TEXT_WIDTH,
     TEXT_WIDTH,
@@ -155,6 +161,12 @@ def test_all_kinds_of_pictures_agree(pipe):
         torch.testing.assert_close(clip, clips[0])
     batch = run(pipe, image=np.stack([array, array]), seeds=[0, 0])
     assert len(batch) == 2
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    picture = PIL.Image.fromarray(np.full((4, 4), 2**15, dtype=np.uint16))
+    assert picture.mode == "I;16"
+    assert picture_to_rgba(picture)[0].mean() == pytest.approx(128 / 255)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "LA", "CMYK"])
@@ -355,6 +367,22 @@ def test_other_schedulers(pipe, scheduler):
     frames = run(other, "a dog", num_inference_steps=3)
     assert frames.isfinite().all()
     torch.testing.assert_close(run(other, "a dog", num_inference_steps=3), frames)
+
+
+@pytest.mark.parametrize("num_inference_steps", [3, 16, 25, 50])
+def test_full_noise_from_a_step_without_signal(num_inference_steps):
+    """At zero terminal SNR, DDIM with eta = 1 takes the root of a rounding error."""
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    pipe = make_pipeline(scheduler=scheduler)
+    latents = pipe("a dog", num_inference_steps=num_inference_steps, eta=1.0, output_type="latent").frames
+    assert latents.isfinite().all()
 
 
 def test_bfloat16(pipe):

@@ -44,9 +44,11 @@ def test_pruned_encoder_equals_the_original_on_what_it_keeps(tmp_path, capsys):
     folders = ["--vae", str(tmp_path / "vae"), "--text_encoder", str(tmp_path / "text")]
     options = ["--caption_files", str(tmp_path / "metadata.jsonl"), "--num_layers", "2", "--max_length", "12"]
     size = ["--vocab_size", str(kept + 1), "--output_dir", str(tmp_path / "base")]
-    script.main(script.parse_args([*folders, *options, *size]))
+    assert script.main([*folders, *options, *size]) == 0
 
     assert f"{kept + 1} word pieces, 2 layers" in capsys.readouterr().out
+    assert script.main([*folders, *options, "--vocab_size", "9", "--output_dir", str(tmp_path / "small")]) == 2
+    assert "`vocab_size` must be at least 57" in capsys.readouterr().err
     base = StickerGenerationPipeline.from_pretrained(tmp_path / "base", unet=None, dtype=torch.float32)
     assert base.scheduler.config.prediction_type == "v_prediction"
     vocabulary = set(base.tokenizer.get_vocab())

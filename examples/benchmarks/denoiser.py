@@ -6,9 +6,9 @@
     python examples/benchmarks/denoiser.py --only I2VGenXLUNet --passes forward
 
 A step is one clip of 8 frames of 256x256 pixels, latents (1, 4, 8, 32, 32), with 77 text tokens. Every model gets the
-same treatment: random weights, the same dtype and threads, PyTorch's default memory layout and diffusers' default
-attention; the forward pass in inference mode; forward + backward without optimizer, with gradient checkpointing where
-the class has it. Times are medians. A peer is timed in turn with ours in one process, round by round, and its ratio is
+same treatment: random weights, the same dtype and threads, convolutions in the channels-last layout and diffusers'
+default attention; the forward pass in inference mode; forward + backward without optimizer, with gradient checkpointing
+where the class has it. Times are medians. A peer is timed in turn with ours in one process, round by round, and its ratio is
 the median over the rounds, so that what else the machine does hits both. Peak memory is that of a fresh process
 (`ru_maxrss`, weights and libraries included), on CUDA the peak of allocated memory.
 """
@@ -126,6 +126,11 @@ class Step:
         nn.Module.to(model, dtype).to_empty(device=settings.device)
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data.normal_(std=0.02)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+            elif isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
         self.model = model.train(backward)
         if backward and model._supports_gradient_checkpointing:
             model.enable_gradient_checkpointing()

@@ -1,7 +1,7 @@
 """The command line: `rdtf-diffusers generate "a dog jumping" --image dog.png --output dog.webp`.
 
-Everything that a user can get wrong is checked before a model is loaded, and ends with one line and exit code 2. torch
-and diffusers are imported by the commands that need them, so that `--help` answers at once.
+What can be checked without a model is checked before one is loaded. User errors end with one line and exit code 2.
+torch and diffusers are imported by the commands that need them, so that `--help` answers at once.
 """
 
 import argparse
@@ -61,8 +61,11 @@ def output_path(text: str) -> Path:
 def model_source(text: str) -> str:
     """A checkpoint's folder, or what may be a repository on the Hub."""
     if Path(text).exists():
-        if not (Path(text) / "model_index.json").is_file():
+        index = Path(text) / "model_index.json"
+        if not index.is_file():
             raise argparse.ArgumentTypeError(f"{text!r} is no checkpoint: it holds no model_index.json")
+        if '"_class_name"' not in index.read_text(encoding="utf-8", errors="replace"):
+            raise argparse.ArgumentTypeError(f"{text!r} is no checkpoint: its model_index.json names no pipeline")
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a folder nor a Hub id of the form OWNER/NAME")
     return text
@@ -161,8 +164,8 @@ def generate(args: argparse.Namespace) -> None:
     settings = generation_settings(model)
     settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    print(f"model {model}, seed {seed}", file=sys.stderr)
     pipe = load_pipeline(model, args.device)
+    print(f"model {model}, seed {seed}", file=sys.stderr)
     import torch
 
     from .stickers.encode import save_sticker

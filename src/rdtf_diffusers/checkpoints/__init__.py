@@ -44,8 +44,13 @@ def generation_settings(model: str | Path) -> dict[str, float]:
             path = Path(hf_hub_download(str(model), SETTINGS_FILE))
         except EntryNotFoundError:
             return {}
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
     numbers = isinstance(settings, dict) and all(isinstance(value, int | float) for value in settings.values())
-    if not numbers or not set(settings) <= set(SETTINGS):
-        raise ValueError(f"{path} must give numbers for {', '.join(SETTINGS)} and nothing else, not {settings}")
+    whole = numbers and isinstance(settings.get("num_inference_steps", 1), int)
+    if not whole or not set(settings) <= set(SETTINGS):
+        allowed = ", ".join(SETTINGS)
+        raise ValueError(f"{path} must give numbers for {allowed} and nothing else, whole steps, not {settings}")
     return settings

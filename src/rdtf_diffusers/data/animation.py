@@ -83,6 +83,8 @@ def _decode(
         picture.seek(index)
         picture.load()  # WebP frames know their duration only after this
         frame = ImageOps.exif_transpose(picture) if num_frames == 1 else picture
+        if frame.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
+            frame = Image.fromarray((np.asarray(frame) >> 8).astype(np.uint8))
         yield np.asarray(frame.convert("RGBA")), picture.info.get("duration") or DEFAULT_DURATION_MS
 
 
@@ -115,7 +117,7 @@ def read_animation(
             raise ValueError(f"{size} bytes, at most {max_bytes} are read")
         data = file if isinstance(file, bytes) else Path(file).read_bytes()
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if picture.format == "GIF" and not data.rstrip(b"\0").endswith(b";"):
+            if picture.format == "GIF" and not data.rstrip(b"\0\r\n ").endswith(b";"):
                 raise ValueError("the file is cut short")  # Pillow would return the frames before the cut
             frames, durations = zip(*_decode(picture, max_frame_pixels, max_frames, max_total_pixels), strict=True)
         return Animation(np.stack(frames), np.asarray(durations, dtype=np.float64), source)

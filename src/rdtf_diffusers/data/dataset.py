@@ -58,6 +58,8 @@ def _folder_rows(folder: Path, caption_column: str) -> list[dict]:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder}/metadata.jsonl, line {number}: not an object with `file_name`.") from error
         _check_columns(row, caption_column, folder)
+        if not isinstance(row[caption_column], str | None):
+            raise ValueError(f"{folder}/metadata.jsonl, line {number}: `{caption_column}` must be text.")
         rows.append({"image": {"path": path, "bytes": None}, "text": row[caption_column] or ""})
     return rows
 
@@ -103,8 +105,11 @@ def describe(caption: str, phrase: str, rng: np.random.Generator) -> str:
     "dog, flat emoji" and "jumping high" give "a dog jumping high", "dog, jumping high, flat emoji" and the like.
     """
     subject, comma, style = caption.rpartition(", ") if ", " in caption else (caption, "", "")
-    article = "an" if subject[:1].lower() in "aeiou" else "a"
-    forms = (f"{subject}, {phrase}", f"{subject} {phrase}", f"{article} {subject} {phrase}", f"{phrase} {subject}")
+    if not subject.strip():
+        return phrase
+    forms = [f"{subject}, {phrase}", f"{subject} {phrase}", f"{phrase} {subject}"]
+    if subject.split()[0].lower() not in ("a", "an", "the"):
+        forms.append(f"{'an' if subject[0].lower() in 'aeiou' else 'a'} {subject} {phrase}")
     return str(rng.choice(forms)) + (comma + style if rng.random() < 0.5 else "")
 
 

@@ -64,6 +64,8 @@ def picture_to_rgba(picture: Picture) -> torch.Tensor:
         ValueError: if it is none of these.
     """
     if isinstance(picture, PIL.Image.Image):
+        if picture.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
+            picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         picture = np.array(picture.convert("RGBA"))
     if isinstance(picture, np.ndarray):
         picture = torch.from_numpy(np.atleast_3d(picture).copy()).permute(2, 0, 1)

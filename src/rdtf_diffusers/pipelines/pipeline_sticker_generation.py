@@ -171,8 +171,8 @@ class StickerGenerationPipeline(
         """
         if text is None:
             return None
-        if text_encoder is None:
-            raise ValueError(f"There is no text encoder for {text!r:.40}: give embeddings instead.")
+        if text_encoder is None or tokenizer is None:
+            raise ValueError(f"There is no text encoder or no tokenizer for {text!r:.40}: give embeddings instead.")
         text = [text] if isinstance(text, str) else [entry or "" for entry in text]
         text = self.maybe_convert_prompt(text, tokenizer)
         max_length = min(tokenizer.model_max_length, MAX_TEXT_TOKENS)
@@ -234,7 +234,7 @@ class StickerGenerationPipeline(
         embeds = [self.embed_text(text, *encoder) if given is None else given for text, encoder, given in streams]
         if has_lora_scale:
             unscale_lora_layers(self.text_encoder, lora_scale)
-        dtype = (self.text_encoder if self.unet is None else self.unet).dtype
+        dtype = next((module.dtype for module in (self.unet, self.text_encoder) if module is not None), torch.float32)
         prompt_embeds, negative_prompt_embeds, prompt_embeds_2, negative_prompt_embeds_2 = (
             None if e is None else e.to(self._execution_device, dtype).repeat_interleave(num_videos_per_prompt, dim=0)
             for e in embeds
@@ -351,6 +351,9 @@ class StickerGenerationPipeline(
     ) -> dict[str, Any]:
         """`generator` and `eta`, as far as the scheduler's step takes them."""
         accepted = inspect.signature(self.scheduler.step).parameters
+        # From a step without any signal (zero terminal SNR), eta = 1 leaves DDIM the root of 0, or of a rounding error
+        # below it; a ten-thousandth less noise keeps that number positive.
+        eta = min(eta, 1.0 - 1e-4)
         return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in accepted}
 
     def prepare_latents(
@@ -586,8 +589,9 @@ class StickerGenerationPipeline(
                 the window, is made of windows that continue from known frames and share half their frames with them.
             height, width: pixels, multiples of the VAE's factor; by default the model's own size.
             num_inference_steps: denoising steps.
-            guidance_scale, image_guidance_scale: how much the text, and the known frames, count; 1 adds nothing. Equal
-                scales cost two passes of the UNet, different ones three, and a clip without picture or text two.
+            guidance_scale, image_guidance_scale: how much the text, and the known frames, count; 1 adds nothing and 0
+                leaves them out. Equal scales cost two passes of the UNet, different ones three, and a clip without
+                picture or text two.
             negative_prompt: what to stay away from, in place of "no text".
             num_videos_per_prompt: clips per prompt, next to each other in the output.
             eta: noise that is added again in each step, 0 (none) to 1; only for schedulers that know it (DDIM).

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run that are whole or absent, and how to find the one to go on from.
+"""The state of a training run in checkpoints that are whole or absent, and how to go on from one.
 
 save_checkpoint(accelerator, output_dir, step, limit=3)
 folder = find_checkpoint(output_dir, "latest")  # None: nothing saved yet
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Folders `checkpoint-STEP` in `output_dir`, lowest step first."""
-    folders = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
+    folders = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdigit()]
     return sorted(folders, key=checkpoint_step)
 
 
@@ -39,9 +39,21 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
     if wanted == "latest":
         return next(reversed(list_checkpoints(output_dir)), None)
     for folder in (Path(wanted), output_dir / wanted):
-        if folder.is_dir():
+        if folder.is_dir() and folder.name.rpartition("-")[2].isdigit():
             return folder
-    raise ValueError(f"`resume_from_checkpoint` must be 'latest' or a checkpoint folder, got {wanted!r}.")
+    raise ValueError(f"`resume_from_checkpoint` must be 'latest' or a folder checkpoint-STEP, got {wanted!r}.")
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
+    """Loads a checkpoint into everything that is registered with the accelerator.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of a run with other models or other arguments.
+    """
+    try:
+        accelerator.load_state(str(folder))
+    except (RuntimeError, KeyError, EOFError) as error:
+        raise ValueError(f"{folder} does not fit this run, or is damaged: {error}") from error
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, limit: int | None = None) -> None:
