@@ -7,10 +7,10 @@
 
 A step is one clip of 8 frames of 256x256 pixels, latents (1, 4, 8, 32, 32), with 77 text tokens. Every model gets the
 same treatment: random weights, the same dtype and threads, convolutions in the channels-last layout and diffusers'
-default attention; the forward pass in inference mode; forward + backward without optimizer, with gradient checkpointing
-where the class has it. Times are medians. A peer is timed in turn with ours in one process, round by round, and its ratio is
-the median over the rounds, so that what else the machine does hits both. Peak memory is that of a fresh process
-(`ru_maxrss`, weights and libraries included), on CUDA the peak of allocated memory.
+default attention; the forward pass in inference mode; forward + backward without optimizer, with gradient
+checkpointing where the class has it. Times are medians. A peer is timed in turn with ours in one process, round by
+round, and its ratio is the median over the rounds, so that what else the machine does hits both. Peak memory is that
+of a fresh process (`ru_maxrss`, weights and libraries included), on CUDA the peak of allocated memory.
 """
 
 import argparse
