@@ -146,8 +146,7 @@ def start_as_blur(vae: AutoencoderKL) -> None:
 
     Residual branches start at zero, and 8 channels carry the averages of RGBA and their negatives through all levels:
     SiLU(x) - SiLU(-x) = x then passes the last activations of encoder and decoder. The first 4 latent channels hold
-    the averages, and all latents start with little noise. Measured at 64 px after 100 steps of 16 pictures: 19.8 dB
-    on validation, against 14.8 dB where only the noise starts small.
+    the averages, and all latents start with little noise.
     """
     same = torch.eye(8)
     split = torch.cat([torch.eye(4), -torch.eye(4)])  # x -> x, -x

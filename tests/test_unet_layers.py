@@ -1,4 +1,4 @@
-"""The layers of the UNet against a slow, literal reading of RDTF (arXiv 2503.17735), section 3.2, clip by clip."""
+"""The layers of the UNet against a slow, literal reading of RDTF (arXiv 2503.17735), clip by clip."""
 
 import math
 

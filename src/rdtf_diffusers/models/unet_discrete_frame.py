@@ -1,5 +1,5 @@
 # Copyright 2026 The rdtf_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The discrete-frame UNet of RDTF (arXiv 2503.17735, section 3.2), built from diffusers' layers.
+"""The discrete-frame UNet of RDTF (arXiv 2503.17735), built from diffusers' layers.
 
     from rdtf_diffusers import UNetDiscreteFrameModel
 
@@ -92,7 +92,7 @@ class TemporalConvolutions(nn.Module):
 
     Written as (3, 1) convolutions over (F, H*W), which is faster and knows the channels-last layout.
     With `depthwise` it is the detail branch of STI that takes any clip length; in full width, four layers and the last
-    one starting at zero it is the paper's "DFGN (3D-Conv)" ablation (table 4).
+    one starting at zero it is the paper's "DFGN (3D-Conv)" ablation.
     """
 
     def __init__(self, channels: int, num_layers: int, norm_num_groups: int, depthwise: bool):
@@ -115,7 +115,7 @@ class TemporalConvolutions(nn.Module):
 
 
 class SpatialTemporalInteraction(nn.Module):
-    """The STI layer of RDTF (section 3.2, table 6; first described in VSD2M, arXiv 2412.08259).
+    """The STI layer of RDTF (table 6; first described in VSD2M, arXiv 2412.08259).
 
     `y = GroupNorm(w1 * S(x) + w2 * D(x))` with scalars that start at `w1 = 0`, `w2 = 1`. The semantic branch
     `S(x) = Up(Attn(Down(x))) + x` is one self-attention over all places of all frames at half resolution; `D`
@@ -377,7 +377,7 @@ class DiscreteFrameUpBlock(DiscreteFrameBlock):
 class UNetDiscreteFrameModel(
     ModelMixin, AttentionMixin, ConfigMixin, UNet2DConditionLoadersMixin, PeftAdapterMixin, CacheMixin
 ):
-    """The discrete-frame generation network (DFGN) of RDTF (arXiv 2503.17735, section 3.2). The defaults are the
+    """The discrete-frame generation network (DFGN) of RDTF (arXiv 2503.17735). The defaults are the
     paper's: 960.12 M parameters, 22 STI layers.
 
     Args:
@@ -392,7 +392,7 @@ class UNetDiscreteFrameModel(
         second_text_dim: width of the optional second text stream (T5), projected by an MLP of the UNet; None: no MLP.
         norm_num_groups: groups of the group norms.
         sti_num_heads, sti_head_dim: heads of STI's attention and channels of each.
-        temporal_layer: "sti", or "conv3d" for the paper's ablation (table 4, 1172.2 M parameters).
+        temporal_layer: "sti", or "conv3d" for the paper's ablation (1172.2 M parameters).
         sti_detail: detail branch of STI: "frame_resnet" (frames as channels: exactly `num_frames` frames) or
             "temporal_conv" (depthwise (3, 1, 1): any number of frames).
 

@@ -7,7 +7,7 @@
     pipe = StickerGenerationPipeline.from_pretrained("path/or/hub-id")
     frames = pipe("a dog jumping", image=Image.open("dog.png")).frames[0]  # 8 PIL images, RGBA if the VAE has alpha
 
-One call serves every task of the paper's dual mask (section 3.3): pictures that are given become clean condition
+One call serves every task of the paper's dual mask: pictures that are given become clean condition
 latents, all other places of the condition are zero, and noise is predicted for the whole clip.
 """
 
