@@ -271,6 +271,10 @@ def test_ip_adapter():
     styled = run(pipe, ip_adapter_image=style)
     assert not torch.allclose(styled, plain, atol=1e-3)
 
+    for value, expected in ((0.0, plain), (1.0, styled)):  # masks say which places see the picture
+        masks = {"ip_adapter_masks": [torch.full((1, 1, 8, 8), value)]}
+        masked = run(pipe, ip_adapter_image=style, cross_attention_kwargs=masks)
+        torch.testing.assert_close(masked, expected, atol=1e-4, rtol=0)
     ((dropped, given),) = pipe.prepare_ip_adapter_image_embeds(style, None, 1)
     assert given.shape == (1, 1, 10) and not dropped.any()
     torch.testing.assert_close(run(pipe, ip_adapter_image_embeds=[given]), styled)

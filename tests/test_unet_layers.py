@@ -5,16 +5,22 @@ import math
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 
 from rdtf_diffusers.models.unet_discrete_frame import (
     ConditionEncoder,
+    FrameResnet,
     FrameResnets,
+    LayerContext,
     SlicedFeedForward,
     SpatialTemporalInteraction,
+    SpatialTransformer,
     TemporalConvolutions,
     TemporalTransformer,
+    attend,
     group_pixels,
     ungroup_pixels,
 )
@@ -258,6 +264,52 @@ def test_sliced_feed_forward_is_the_feed_forward(monkeypatch):
     for size in (1, 50, 100, 10_000):
         monkeypatch.setattr(SlicedFeedForward, "slice_size", size)
         torch.testing.assert_close(layer(tokens), whole(tokens))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize(
+    "batch, heads, queries, keys", [(300, 3, 4, 4), (2, 1, 7, 5), (2, 2, 1100, 1100), (3, 2, 70_000, 40), (1, 2, 1, 1)]
+)
+def test_attention(batch, heads, queries, keys, gradients):
+    """Against softmax(q k^T / sqrt(D)) v, head by head, for many short, few long and one very long sequence."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(batch, n, 4 * heads, generator=generator) for n in (queries, keys, keys))
+    copies = query.clone(), key.clone(), value.clone()
+    with torch.set_grad_enabled(gradients):
+        attended = attend(query, key, value, heads)
+    for head in range(heads):
+        part = slice(4 * head, 4 * head + 4)
+        weights = (copies[0][-1, :, part] @ copies[1][-1, :, part].T / 2).softmax(-1)
+        torch.testing.assert_close(attended[-1, :, part], weights @ copies[2][-1, :, part], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_in_bfloat16_bears_keys_that_share_an_offset():
+    query, key, value = torch.randn(3, 20, 8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    key += 8 * query.mean(1, keepdim=True)
+    expected = attend(query.double(), key.double(), value.double(), 1)
+    assert (attend(query, key, value, 1) - expected).std() < 0.01 * expected.std()
+
+
+@torch.no_grad()
+def test_spatial_transformer_is_the_one_of_diffusers():
+    ours = randomized(SpatialTransformer(CHANNELS, 2, 4, GROUPS, cross_attention_dim=6))
+    upstream = Transformer2DModel(
+        2, 4, in_channels=CHANNELS, norm_num_groups=GROUPS, cross_attention_dim=6, use_linear_projection=True
+    )
+    upstream.double().load_state_dict(ours.state_dict())
+    frames, text = random_clips(3, 5).flatten(0, 1), torch.randn(2, 7, 6).double()
+    expected = upstream(frames, text.repeat_interleave(FRAMES, dim=0)).sample
+    torch.testing.assert_close(ours(frames, LayerContext(torch.empty(0), text, FRAMES, None)), expected)
+
+
+@torch.no_grad()
+def test_frame_resnet_is_the_one_of_diffusers():
+    ours = randomized(FrameResnet(FRAMES))
+    upstream = ResnetBlock2D(in_channels=FRAMES, temb_channels=None, groups=1, eps=1e-6).double()
+    upstream.load_state_dict(ours.state_dict())
+    clip = random_clips(3, 5).transpose(1, 2).flatten(0, 1)  # (B*C, F, H, W)
+    torch.testing.assert_close(ours(clip), upstream(clip, None))
 
 
 @pytest.mark.parametrize("size", SIZES)

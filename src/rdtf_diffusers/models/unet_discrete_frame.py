@@ -15,7 +15,6 @@ object jumps further between two frames than a (3, 1, 1) convolution can see. Fr
 (B*F, C, H, W), and only temporal layers regroup them. Spatial layers keep the key names of Stable Diffusion 2.1.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from diffusers.loaders import PeftAdapterMixin, UNet2DConditionLoadersMixin
 from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
 from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 from diffusers.models.attention import AttentionMixin, BasicTransformerBlock, FeedForward
-from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -65,6 +64,25 @@ class UNetDiscreteFrameOutput(BaseOutput):
     sample: torch.Tensor
 
 
+class FrameResnet(nn.Module):
+    """A residual block without time embedding, twice [GroupNorm (1 group), SiLU, Conv 3x3], in upstream's key names.
+
+    Upstream's block leaves the order in memory to the convolutions. With only `channels` = F of them that costs more
+    than the convolutions do, so here every norm and sum sees NCHW.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(1, channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.norm2 = nn.GroupNorm(1, channels, eps=1e-6)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.conv1(F.silu(self.norm1(clip))).contiguous()
+        return clip + self.conv2(F.silu(self.norm2(hidden_states))).contiguous()
+
+
 class FrameResnets(nn.Module):
     """Detail preservation of STI with *frames as channels*: two residual blocks, 3x3, F -> F, shared by all features.
 
@@ -73,18 +91,15 @@ class FrameResnets(nn.Module):
 
     def __init__(self, num_frames: int):
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(in_channels=num_frames, temb_channels=None, groups=1, eps=1e-6) for _ in range(2)
-        )
+        self.resnets = nn.ModuleList(FrameResnet(num_frames) for _ in range(2))
 
     def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
-        batch_frames, channels, height, width = hidden_states.shape
-        clip = hidden_states.reshape(-1, num_frames, channels, height, width).transpose(1, 2)
-        clip = clip.reshape(-1, num_frames, height, width)  # (B*C, F, H, W)
+        clip = hidden_states.unflatten(0, (-1, num_frames)).transpose(1, 2)  # (B, C, F, H, W)
+        channels = clip.shape[1]
+        clip = clip.contiguous().flatten(0, 1)  # (B*C, F, H, W)
         for resnet in self.resnets:
-            clip = resnet(clip, None)
-        clip = clip.reshape(-1, channels, num_frames, height, width).transpose(1, 2)
-        return clip.reshape(batch_frames, channels, height, width)
+            clip = resnet(clip)
+        return clip.unflatten(0, (-1, channels)).transpose(1, 2).flatten(0, 1)
 
 
 class TemporalConvolutions(nn.Module):
@@ -112,6 +127,70 @@ class TemporalConvolutions(nn.Module):
         for norm, conv in zip(self.norms, self.convs):
             clip = conv(F.silu(norm(clip)))
         return (residual + clip).transpose(1, 2).reshape(hidden_states.shape)  # (B*F, C, H, W)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Scaled dot-product attention of tokens (B, N, C) over tokens (B, M, C) -> (B, N, C).
+
+    On a CPU without gradients, where PyTorch's kernel is slow for many short sequences as for few long ones: plain
+    products, in blocks of heads and queries whose scores fit the cache. Results take the place of the queries, which
+    saves fresh memory. Taking the mean off the keys changes no weight and keeps scores small, for the sake of bfloat16
+    (as in SageAttention, arXiv 2410.02367).
+    """
+    if query.device.type != "cpu" or torch.is_grad_enabled():
+        heads = (tokens.unflatten(2, (num_heads, -1)).transpose(1, 2) for tokens in (query, key, value))
+        return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    tokens = (query, key - key.mean(1, keepdim=True), value)
+    heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(0, 1) for x in tokens]  # (B*heads, N or M, D)
+    max_scores, scale, unused = 2**20, heads[0].shape[-1] ** -0.5, query.new_empty(1)
+    rows = max(1, max_scores // key.shape[1])
+    for q, k, v in zip(*(x.split(max(1, rows // query.shape[1])) for x in heads)):
+        for block in q.split(rows, dim=1):
+            scores = torch.baddbmm(unused, block, k.mT, beta=0, alpha=scale)
+            torch.bmm(scores.softmax(-1), v, out=block)
+    return heads[0].unflatten(0, (-1, num_heads)).transpose(1, 2).flatten(2)
+
+
+class DiscreteFrameAttnProcessor:
+    """The attention of all layers: upstream's default processor without what no layer here has (norms, masks,
+    residuals, rescaling), around `attend`."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if attention_mask is not None:
+            return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        hidden_states = attend(attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), attn.heads)
+        for module in attn.to_out:
+            hidden_states = module(hidden_states)
+        return hidden_states
+
+
+class ClipCrossAttention(Attention):
+    """Cross-attention of frames (B*F, N, C) to what belongs to their clip: text (B, S, D), or a tuple of it and a list
+    of an IP-Adapter's pictures (B, I, S, D). Keys and values are made once per clip."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]],
+        **kwargs,
+    ) -> torch.Tensor:
+        text, *pictures = (
+            encoder_hidden_states if isinstance(encoder_hidden_states, tuple) else (encoder_hidden_states,)
+        )
+        num_frames = hidden_states.shape[0] // text.shape[0]
+        if kwargs.get("ip_adapter_masks") is not None:  # these say which places of a frame see a picture
+            pictures = [embeds.repeat_interleave(num_frames, dim=0) for embeds in pictures[0]]
+            text = (text.repeat_interleave(num_frames, dim=0), pictures)
+            return super().forward(hidden_states, text, **kwargs)
+        clips = hidden_states.unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, F*N, C)
+        return super().forward(clips, encoder_hidden_states, **kwargs).view(hidden_states.shape)
 
 
 class SpatialTemporalInteraction(nn.Module):
@@ -150,16 +229,50 @@ class SpatialTemporalInteraction(nn.Module):
 
 
 class SlicedFeedForward(FeedForward):
-    """The GEGLU feed-forward of the transformers. On a CPU it takes tokens in slices of about `slice_size` numbers,
-    because its inner activations, eight times as wide, are then still in the cache when they are read."""
+    """The GEGLU feed-forward of the transformers. On a CPU it takes `slice_size` tokens at a time, because its inner
+    activations, eight times as wide, are then still in the cache when they are read."""
 
-    slice_size = 2**19
+    slice_size = 512
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.device.type != "cpu" or hidden_states.numel() <= self.slice_size:
+        tokens = hidden_states.flatten(0, -2)
+        if hidden_states.device.type != "cpu" or len(tokens) <= self.slice_size:
             return super().forward(hidden_states)
-        slices = hidden_states.flatten(0, -2).chunk(math.ceil(hidden_states.numel() / self.slice_size))
+        slices = tokens.split(self.slice_size)
         return torch.cat([FeedForward.forward(self, tokens) for tokens in slices]).view(hidden_states.shape)
+
+
+class SpatialTransformer(Transformer2DModel):
+    """Self-attention over the pixels of each frame, cross-attention to text and a GEGLU.
+
+    Upstream's class with its keys, but its output stays in the layout of its tokens. Upstream copies it to NCHW, after
+    which every convolution of the network copies back to channels-last.
+    Shapes: (B*F, C, H, W) -> (B*F, C, H, W).
+    """
+
+    def __init__(self, channels: int, num_heads: int, head_dim: int, norm_num_groups: int, cross_attention_dim: int):
+        super().__init__(
+            num_heads,
+            head_dim,
+            in_channels=channels,
+            norm_num_groups=norm_num_groups,
+            cross_attention_dim=cross_attention_dim,
+            use_linear_projection=True,
+        )
+        block = self.transformer_blocks[0]
+        block.attn2 = ClipCrossAttention(channels, cross_attention_dim, num_heads, dim_head=head_dim)
+        block.ff = SlicedFeedForward(channels)
+
+    def forward(self, hidden_states: torch.Tensor, context: "LayerContext") -> torch.Tensor:
+        height, width = hidden_states.shape[2:]
+        tokens = self.proj_in(self.norm(hidden_states).permute(0, 2, 3, 1).flatten(1, 2))  # (B*F, H*W, C)
+        for block in self.transformer_blocks:
+            tokens = block(
+                tokens,
+                encoder_hidden_states=context.encoder_hidden_states,
+                cross_attention_kwargs=context.cross_attention_kwargs,
+            )
+        return hidden_states + self.proj_out(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 class TemporalTransformer(nn.Module):
@@ -231,7 +344,7 @@ class ConditionEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class LayerContext:
-    """What every layer of one forward pass shares: time (B*F, T), text (B*F, S, D) and the number of frames."""
+    """What every layer of one forward pass shares: time (B*F, T), text (B, S, D) and the number of frames."""
 
     time_embedding: torch.Tensor
     encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]
@@ -264,18 +377,9 @@ class DiscreteFrameBlock(nn.Module):
         self.temporal_layers = nn.ModuleList(self._temporal_layer(config, out_channels) for _ in in_channels)
         if num_attentions:
             self.attentions = nn.ModuleList(
-                Transformer2DModel(
-                    heads,
-                    head_dim,
-                    in_channels=out_channels,
-                    norm_num_groups=groups,
-                    cross_attention_dim=config.cross_attention_dim,
-                    use_linear_projection=True,
-                )
+                SpatialTransformer(out_channels, heads, head_dim, groups, config.cross_attention_dim)
                 for _ in range(num_attentions)
             )
-            for attention in self.attentions:
-                attention.transformer_blocks[0].ff = SlicedFeedForward(out_channels)
             self.motion_modules = nn.ModuleList(
                 TemporalTransformer(out_channels, heads, head_dim, groups) for _ in range(num_attentions)
             )
@@ -299,12 +403,7 @@ class DiscreteFrameBlock(nn.Module):
         hidden_states = self.resnets[index](hidden_states, context.time_embedding)
         hidden_states = self.temporal_layers[index](hidden_states, context.num_frames)
         if index < len(getattr(self, "attentions", ())):
-            hidden_states = self.attentions[index](
-                hidden_states,
-                encoder_hidden_states=context.encoder_hidden_states,
-                cross_attention_kwargs=context.cross_attention_kwargs,
-                return_dict=False,
-            )[0]
+            hidden_states = self.attentions[index](hidden_states, context)
             hidden_states = self.motion_modules[index](hidden_states, context.num_frames)
         return hidden_states
 
@@ -463,6 +562,7 @@ class UNetDiscreteFrameModel(
         # 3. output
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], out_channels, kernel_size=3, padding=1)
+        self.set_attn_processor(DiscreteFrameAttnProcessor())
 
     def _check_config(self) -> None:
         config = self.config
@@ -551,7 +651,6 @@ class UNetDiscreteFrameModel(
         encoder_hidden_states_2: torch.Tensor | None,
         text_mask: torch.Tensor | None,
         added_cond_kwargs: dict[str, Any] | None,
-        num_frames: int,
     ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
         text = encoder_hidden_states
         if encoder_hidden_states_2 is not None:
@@ -560,13 +659,11 @@ class UNetDiscreteFrameModel(
             text = torch.cat([self.second_text_projection(encoder_hidden_states_2), text], dim=1)  # (B, S2 + S, D)
         if text_mask is not None:
             text = text * text_mask.to(text.dtype)[:, None, None]
-        text = text.repeat_interleave(num_frames, dim=0)
         if self.encoder_hid_proj is None:
             return text
         if "image_embeds" not in (added_cond_kwargs or {}):
             raise ValueError("An IP-Adapter is loaded: `added_cond_kwargs` must hold `image_embeds`.")
-        image_embeds = self.encoder_hid_proj(added_cond_kwargs["image_embeds"])
-        return text, [embeds.repeat_interleave(num_frames, dim=0) for embeds in image_embeds]
+        return text, self.encoder_hid_proj(added_cond_kwargs["image_embeds"])
 
     @apply_lora_scale("cross_attention_kwargs")
     def forward(
@@ -607,7 +704,7 @@ class UNetDiscreteFrameModel(
         # 1. inputs
         context = LayerContext(
             self._embed_time(timestep, sample),
-            self._embed_text(encoder_hidden_states, encoder_hidden_states_2, text_mask, added_cond_kwargs, num_frames),
+            self._embed_text(encoder_hidden_states, encoder_hidden_states_2, text_mask, added_cond_kwargs),
             num_frames,
             cross_attention_kwargs,
         )
