@@ -65,7 +65,7 @@ def measure(pipe: StickerGenerationPipeline, truth: torch.Tensor, captions: list
     return {**settings, "error": error, "motion": motion(drawn) / motion(truth), "seconds_per_clip": seconds}
 
 
-def main(args: list[str] | None = None) -> None:
+def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None, help="pipeline folder or Hub id; default: the bundled model")
     parser.add_argument("--data", required=True, help="folder of pictures with metadata.jsonl")
@@ -76,10 +76,14 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args(args)
     try:
-        settings = [parse_settings(text) for text in options.settings]
+        options.settings = [parse_settings(text) for text in options.settings]
     except ValueError:
         parser.error(f"--settings must look like 12,2,2,1, got {' '.join(options.settings)}")
+    return options
 
+
+def main(args: list[str] | None = None) -> None:
+    options = parse_args(args)
     torch.set_num_threads(options.threads)
     pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint(), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -103,7 +107,7 @@ def main(args: list[str] | None = None) -> None:
     print(f"{'steps':>6}{'text':>6}{'image':>6}{'eta':>5}{'error':>9}{'motion':>8}{'s/clip':>8}")
     print(f"{'first frame repeated':<23}{still:>9.4f}{0:>8.2f}")
     rows = []
-    for setting in settings:
+    for setting in options.settings:
         rows.append(row := measure(pipe, truth, captions, setting))
         steps, text, image, eta, error, moved, seconds = row.values()
         print(f"{steps:>6}{text:>6g}{image:>6g}{eta:>5g}{error:>9.4f}{moved:>8.2f}{seconds:>8.2f}", flush=True)
