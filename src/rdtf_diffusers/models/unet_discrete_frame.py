@@ -181,14 +181,12 @@ class ClipCrossAttention(Attention):
         encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]],
         **kwargs,
     ) -> torch.Tensor:
-        text, *pictures = (
-            encoder_hidden_states if isinstance(encoder_hidden_states, tuple) else (encoder_hidden_states,)
-        )
+        text = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
         num_frames = hidden_states.shape[0] // text.shape[0]
         if kwargs.get("ip_adapter_masks") is not None:  # these say which places of a frame see a picture
-            pictures = [embeds.repeat_interleave(num_frames, dim=0) for embeds in pictures[0]]
-            text = (text.repeat_interleave(num_frames, dim=0), pictures)
-            return super().forward(hidden_states, text, **kwargs)
+            pictures = [embeds.repeat_interleave(num_frames, dim=0) for embeds in encoder_hidden_states[1]]
+            text = text.repeat_interleave(num_frames, dim=0)
+            return super().forward(hidden_states, (text, pictures), **kwargs)
         clips = hidden_states.unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, F*N, C)
         return super().forward(clips, encoder_hidden_states, **kwargs).view(hidden_states.shape)
 
