@@ -14,7 +14,9 @@ VERSION = re.search(
 TRAIN = ["datasets>=4.0", "peft>=0.19", "scikit-learn>=1.4", "tensorboard>=2.16"]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 SPACE = ["gradio>=6.0"]
-TEST = [*TRAIN, "pytest>=8.0", "ruff>=0.12", "setuptools>=77"]
+LOTTIE = ["rlottie-python>=1.3.6"]  # LGPL
+VISION = ["timm>=1.0", "torchvision"]  # never part of `test` or `all`: torchvision has to match torch's build
+TEST = [*TRAIN, *LOTTIE, "pytest>=8.0", "ruff>=0.12", "setuptools>=77"]
 
 setup(
     name="rdtf_diffusers",
@@ -45,6 +47,7 @@ setup(
     },
     install_requires=[
         "accelerate>=1.10",
+        "av>=14",
         "diffusers>=0.42,<1",
         "huggingface_hub>=1.32,<3",
         "numpy>=1.26",
@@ -58,7 +61,9 @@ setup(
         "test": TEST,
         "docs": DOCS,
         "space": SPACE,
-        "all": [*TEST, *DOCS, *SPACE],
+        "lottie": LOTTIE,
+        "vision": VISION,
+        "all": [*TEST, *DOCS, *SPACE, *LOTTIE],
     },
     entry_points={"console_scripts": ["rdtf-diffusers = rdtf_diffusers.cli:main"]},
 )

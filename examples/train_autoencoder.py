@@ -30,8 +30,14 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from rdtf_diffusers.data.animation import frames_to_clip
-from rdtf_diffusers.data.dataset import iterate_animations, load_rows
-from rdtf_diffusers.training.run_state import checkpoint_step, find_checkpoint, load_checkpoint, save_checkpoint
+from rdtf_diffusers.data.rows import iterate_animations, load_rows
+from rdtf_diffusers.training.run_state import (
+    checkpoint_step,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    warn_if_bf16_is_slow,
+)
 
 
 logger = logging.getLogger("train_autoencoder")
@@ -241,6 +247,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision, log_with=args.report_to, project_config=project
         )
+        warn_if_bf16_is_slow(self.accelerator)
         set_seed(args.seed)
         self.pictures = load_pictures(args.train_data_dir, args.resolution * 3 // 2, args.frames_per_animation)
         self.validation = self._validation_pixels()

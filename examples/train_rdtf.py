@@ -37,7 +37,9 @@ from transformers.utils import logging as transformers_logging
 from rdtf_diffusers import StickerGenerationPipeline, UNetDiscreteFrameModel, save_sticker
 from rdtf_diffusers.checkpoints import SETTINGS_FILE
 from rdtf_diffusers.data.animation import read_animation
-from rdtf_diffusers.data.dataset import StickerClips
+from rdtf_diffusers.data.dataset import ClipMaker, StickerClips, StreamedClips
+from rdtf_diffusers.data.keyframes import KEYFRAME_METHODS, load_features
+from rdtf_diffusers.data.latents import LatentClips, fingerprint
 from rdtf_diffusers.training import (
     DualMaskCollator,
     dual_mask_loss,
@@ -45,7 +47,13 @@ from rdtf_diffusers.training import (
     mask_condition_latents,
     row_generator,
 )
-from rdtf_diffusers.training.run_state import checkpoint_step, find_checkpoint, load_checkpoint, save_checkpoint
+from rdtf_diffusers.training.run_state import (
+    checkpoint_step,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    warn_if_bf16_is_slow,
+)
 
 
 logger = logging.getLogger("train_rdtf")
@@ -77,13 +85,18 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--prediction_type", choices=PREDICTION_TYPES, default=None)
 
     group = parser.add_argument_group("data")
-    group.add_argument("--train_data_dir", nargs="+", default=[], help="Folders with metadata.jsonl.")
+    group.add_argument("--train_data_dir", nargs="+", default=[], help="Folders, JSONL or tar files.")
     group.add_argument("--dataset_name", nargs="+", default=[], help="Hub ids, beside or instead of folders.")
-    group.add_argument("--caption_column", default="text")
+    group.add_argument("--latent_cache", default=None, help="Folder of prepare_dataset.py, instead of files.")
+    group.add_argument("--streaming", action="store_true", help="Read Hub data while it downloads.")
+    group.add_argument("--caption_column", default=None, help="Default: text, caption or what is usual.")
+    group.add_argument("--image_column", default=None, help="Default: image, animation or what is usual.")
     group.add_argument("--resolution", type=int, default=256)
     group.add_argument("--procedural_fraction", type=float, default=0.5, help="Share of pictures set in motion.")
     group.add_argument("--min_keyframes", type=int, default=3, help="Fewest frames drawn from an animation.")
     group.add_argument("--max_keyframes", type=int, default=None, help="Most; by default all --num_frames.")
+    group.add_argument("--keyframes", choices=KEYFRAME_METHODS, default="cluster", help="How they are chosen.")
+    group.add_argument("--keyframe_features", default="pixels", help='"pixels", "timm:vgg16" or a vision model\'s id.')
     group.add_argument("--dataloader_num_workers", type=int, default=0)
 
     group = parser.add_argument_group("method")
@@ -133,8 +146,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuses, in one line, what could only fail later."""
-    if not args.train_data_dir and not args.dataset_name:
-        parser.error("give stickers to train on: --train_data_dir or --dataset_name")
+    if bool(args.train_data_dir or args.dataset_name) == bool(args.latent_cache):
+        parser.error("give stickers to train on: --train_data_dir or --dataset_name, or else --latent_cache")
     steps = ("max_train_steps", "checkpointing_steps", "validation_steps", "validation_inference_steps")
     for name in ("resolution", "num_frames", "train_batch_size", "gradient_accumulation_steps", *steps):
         if getattr(args, name) < 1:
@@ -201,6 +214,51 @@ def make_pipeline(args: argparse.Namespace) -> StickerGenerationPipeline:
     return pipeline
 
 
+def make_maker(args: argparse.Namespace, channels: int) -> ClipMaker:
+    """How files become clips in this run."""
+    return ClipMaker(
+        num_frames=args.num_frames,
+        size=args.resolution,
+        channels=channels,
+        procedural_fraction=args.procedural_fraction,
+        min_keyframes=args.min_keyframes,
+        max_keyframes=args.max_keyframes,
+        keyframes=args.keyframes,
+        features=load_features(args.keyframe_features),
+    )
+
+
+def make_clips(
+    args: argparse.Namespace, pipeline: StickerGenerationPipeline, accelerator: Accelerator
+) -> StickerClips | StreamedClips | LatentClips:
+    """The training data: files, a stream, or a latent cache."""
+    if args.latent_cache:
+        keyframes = args.min_keyframes, args.max_keyframes
+        clips = LatentClips(args.latent_cache, args.procedural_fraction, *keyframes, seed=args.seed)
+        check_cache(clips, args, pipeline)
+        return clips
+    maker = make_maker(args, pipeline.vae.config.in_channels)
+    source = {"sources": [*args.train_data_dir, *args.dataset_name], "maker": maker, "seed": args.seed}
+    source |= {"caption_column": args.caption_column, "image_column": args.image_column}
+    if args.streaming:
+        return StreamedClips(**source, rank=accelerator.process_index, world_size=accelerator.num_processes)
+    return StickerClips(**source)
+
+
+def check_cache(clips: LatentClips, args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> None:
+    """Refuses a latent cache that was prepared for another pipeline or other arguments, and names the differences."""
+    made = clips.preparation
+    wanted = {"resolution": args.resolution, "num_frames": args.num_frames, "vae": fingerprint(pipeline.vae)}
+    if made.text_variants:
+        second = pipeline.text_encoder_2
+        wanted["text_word_drop_prob"] = args.text_word_drop_prob
+        wanted["text_encoder"] = fingerprint(pipeline.text_encoder)
+        wanted["text_encoder_2"] = None if second is None else fingerprint(second)
+    differences = [f"{k} {getattr(made, k)}, not {v}" for k, v in wanted.items() if getattr(made, k) != v]
+    if differences:
+        raise ValueError(f"`latent_cache` {args.latent_cache} was prepared for {', '.join(differences)}.")
+
+
 def sample_numbers(args: argparse.Namespace, accelerator: Accelerator, first_step: int) -> Iterator[list[int]]:
     """The numbers of this process's samples, micro-step by micro-step, from optimiser step `first_step` on.
 
@@ -229,24 +287,40 @@ class Trainer:
         )
         set_seed(args.seed)  # for the UNet's first weights; everything later is seeded sample by sample
         self.pipeline = make_pipeline(args)
-        self.dataset = StickerClips(
-            [*args.train_data_dir, *args.dataset_name],
-            num_frames=args.num_frames,
-            size=args.resolution,
-            channels=self.pipeline.vae.config.in_channels,
-            caption_column=args.caption_column,
-            procedural_fraction=args.procedural_fraction,
-            min_keyframes=args.min_keyframes,
-            max_keyframes=args.max_keyframes,
-            seed=args.seed,
-        )
+        warn_if_bf16_is_slow(self.accelerator)
+        self.clips = make_clips(args, self.pipeline, self.accelerator)
         self.collator = DualMaskCollator(
-            args.num_frames, args.joint_drop_prob, args.text_drop_prob, args.text_word_drop_prob
+            args.num_frames,
+            args.joint_drop_prob,
+            args.text_drop_prob,
+            args.text_word_drop_prob,
+            padding=self.clips.padding if args.latent_cache else None,
         )
+        if args.latent_cache:
+            self._drop_frozen_parts()
         self.curriculum = make_curriculum(
             args.curriculum, args.curriculum_steps or args.max_train_steps, tuple(args.pid), args.task_weights
         )
         self._prepare()
+
+    def _drop_frozen_parts(self) -> None:
+        """Frees the memory of what the cache stands in for."""
+        self.pipeline.register_modules(vae=None, image_encoder=None)
+        if self.clips.preparation.text_variants:
+            self.pipeline.register_modules(text_encoder=None, text_encoder_2=None)
+
+    def whole_pipeline(self) -> StickerGenerationPipeline:
+        """What validation and saving need: with a latent cache the frozen parts are loaded for as long as they do."""
+        if not self.args.latent_cache:
+            return self.pipeline
+        whole = StickerGenerationPipeline.from_pretrained(
+            self.args.pretrained_model_name_or_path,
+            unet=self.pipeline.unet,
+            scheduler=self.pipeline.scheduler,
+            dtype=torch.float32,
+        )
+        whole.set_progress_bar_config(disable=True)
+        return whole.to(self.accelerator.device)
 
     def _prepare(self) -> None:
         """Puts model, optimiser, schedule and average where accelerate wants them."""
@@ -268,26 +342,34 @@ class Trainer:
             num_training_steps=args.max_train_steps,
         )
         self.pipeline.to(self.accelerator.device)
-        self.pipeline.vae.to(memory_format=torch.channels_last)
+        if self.pipeline.vae is not None:
+            self.pipeline.vae.to(memory_format=torch.channels_last)
         self.unet, self.optimizer = self.accelerator.prepare(unet.train(), optimizer)
         self.ema = EMAModel(unet.parameters(), decay=args.ema_decay) if args.use_ema else None
         stateful = [self.curriculum, self.lr_scheduler, self.ema]
         self.accelerator.register_for_checkpointing(*(item for item in stateful if item is not None))
 
-    def encode(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Clean latents (B, C, F, h, w) of a collated batch and the network's text inputs."""
-        pixels = batch["pixel_values"].to(self.accelerator.device)
-        every_frame = torch.ones_like(batch["frame_mask"])  # padding goes through the autoencoder too
-        latents = self.pipeline.encode_known_frames(pixels, every_frame.to(pixels.device))
-        embeds, _, embeds_2, _ = self.pipeline.encode_prompt(batch["captions"])
-        text = {"encoder_hidden_states": embeds, "encoder_hidden_states_2": embeds_2}
-        return latents, text | {"text_mask": batch["text_mask"].to(latents.device)}
+    def encode(self, batch: dict, rows: list[dict]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Clean latents (B, C, F, h, w) of a collated batch and the network's text inputs, cached or made here."""
+        device = self.accelerator.device
+        if "latents" in batch:
+            latents = batch["latents"].to(device)
+        else:
+            every_frame = torch.ones_like(batch["frame_mask"])  # padding goes through the autoencoder too
+            latents = self.pipeline.encode_known_frames(batch["pixel_values"].to(device), every_frame.to(device))
+        names = ("encoder_hidden_states", "encoder_hidden_states_2")
+        if names[0] in rows[0]:
+            text = {name: torch.stack([row[name] for row in rows]).to(device) for name in names if name in rows[0]}
+        else:
+            embeds, _, embeds_2, _ = self.pipeline.encode_prompt(batch["captions"])
+            text = dict(zip(names, (embeds, embeds_2)))
+        return latents, text | {"text_mask": batch["text_mask"].to(device)}
 
     def loss(self, rows: list[dict], task: str) -> torch.Tensor:
         """The loss mask's loss of one micro-batch under `task`."""
         batch = self.collator(rows, task)
         with torch.no_grad(), self.accelerator.autocast():
-            latents, text = self.encode(batch)
+            latents, text = self.encode(batch, rows)
         latents = latents.float()
         device, scheduler = latents.device, self.pipeline.scheduler
         generators = [row_generator(row["seed"], "noise") for row in rows]
@@ -353,16 +435,20 @@ class Trainer:
         self.save()
         self.accelerator.end_training()
 
+    def batches(self, first: int) -> Iterator[list[dict]]:
+        """This process's micro-batches of samples from optimiser step `first` on."""
+        args, workers = self.args, self.args.dataloader_num_workers
+        if args.streaming:
+            self.clips.first_epoch = first  # a resumed run reads on in a new order, not the same beginning again
+            workers = min(workers, self.clips.rows.num_shards)
+            return iter(DataLoader(self.clips, args.train_batch_size, collate_fn=list, num_workers=workers))
+        numbers = list(sample_numbers(args, self.accelerator, first))
+        return iter(DataLoader(self.clips, batch_sampler=numbers, collate_fn=list, num_workers=workers))
+
     def train(self, first: int) -> None:
         """Optimiser steps `first` + 1 to `--max_train_steps`, with checkpoints and validations between them."""
         args, accelerator = self.args, self.accelerator
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=list(sample_numbers(args, accelerator, first)),
-            collate_fn=list,
-            num_workers=args.dataloader_num_workers,
-        )
-        batches = iter(loader)
+        batches = self.batches(first)
         progress = tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_local_main_process)
         for step in range(first + 1, args.max_train_steps + 1):
             logs = self.step(step, batches)
@@ -395,11 +481,12 @@ class Trainer:
             self.ema.store(unet.parameters())
             self.ema.copy_to(unet.parameters())
         unet.eval()
+        pipeline = self.whole_pipeline()
         folder = self.output_dir / "validation" / f"step-{step}"
         folder.mkdir(parents=True, exist_ok=True)
         for index, prompt in enumerate(args.validation_prompts):
             with self.accelerator.autocast():
-                frames = self.pipeline(
+                frames = pipeline(
                     prompt or None,
                     image=args.validation_images[index] if args.validation_images else None,
                     generator=torch.Generator().manual_seed(args.seed),
@@ -425,7 +512,7 @@ class Trainer:
             return
         if self.ema is not None:
             self.ema.copy_to(self.pipeline.unet.parameters())
-        self.pipeline.save_pretrained(self.output_dir)
+        self.whole_pipeline().save_pretrained(self.output_dir)
         settings = json.dumps(self.generation_settings(), indent=2)
         (self.output_dir / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
 

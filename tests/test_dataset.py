@@ -4,11 +4,10 @@ import logging
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 from torch.utils.data import DataLoader
 
-from rdtf_diffusers.data.dataset import StickerClips, describe, iterate_animations, load_rows
+from rdtf_diffusers.data.dataset import ClipMaker, StickerClips, StreamedClips, describe
 
 
 COLOURS = [(255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255)]
@@ -44,43 +43,6 @@ def write_metadata(folder, rows):
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_rows_of_a_folder(folder):
-    rows = load_rows(folder)
-    assert [row["text"] for row in rows][::3] == ["red square, flat emoji", "a square sliding, flat cartoon"]
-    assert [len(animation.frames) for animation in iterate_animations(rows)] == [1, 1, 1, 4]
-    assert load_rows(folder, caption_column="file_name")[0]["text"] == "0.png"
-
-
-def test_rows_of_a_hub_layout_keep_every_frame(folder, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
-    local = load_rows(folder)
-    columns = {
-        "image": [{"bytes": open(row["image"]["path"], "rb").read(), "path": "x"} for row in local],
-        "caption": [row["text"] for row in local],
-    }
-    features = Features({"image": Image(), "caption": Value("string")})
-    (folder / "parquet").mkdir()
-    Dataset.from_dict(columns, features=features).to_parquet(folder / "parquet" / "train-0.parquet")
-    rows = load_rows(folder / "parquet", caption_column="caption")
-    assert [row["text"] for row in rows] == columns["caption"]
-    assert [len(animation.frames) for animation in iterate_animations(rows)] == [1, 1, 1, 4]
-    with pytest.raises(ValueError, match="no column `text`; the columns are image, caption"):
-        load_rows(folder / "parquet")
-
-
-def test_wrong_data_is_named(folder, tmp_path):
-    with pytest.raises(ValueError, match="no column `prompt`; the columns are file_name, text, frame_ms"):
-        load_rows(folder, caption_column="prompt")
-    with pytest.raises(ValueError, match=r"nowhere: neither a folder with metadata\.jsonl nor a data set that loads"):
-        load_rows(tmp_path / "nowhere")
-    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n{"text": "b"}\n')
-    with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2: not an object with `file_name`"):
-        load_rows(folder)
-    (folder / "metadata.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="the data set has no rows"):
-        load_rows(folder)
-
-
 def by_row(clips, epoch=0):
     """The samples of one epoch, keyed by their rows."""
     samples = [clips[epoch * len(clips) + position] for position in range(len(clips))]
@@ -88,7 +50,7 @@ def by_row(clips, epoch=0):
 
 
 def test_stills_and_animations_become_clips(folder):
-    clips = StickerClips([folder], size=32, procedural_fraction=0)
+    clips = StickerClips([folder], ClipMaker(size=32, procedural_fraction=0, keyframes="uniform"))
     items = by_row(clips)
     assert sorted(items) == [0, 1, 2, 3]  # every row comes once
     assert items[0]["clip"].shape == (1, 4, 32, 32) and items[0]["caption"] == "red square, flat emoji"
@@ -105,13 +67,13 @@ def test_stills_and_animations_become_clips(folder):
 
 
 def test_three_channels_are_over_white(folder):
-    clip = by_row(StickerClips([folder], size=32, channels=3, procedural_fraction=1))[0]["clip"]
+    clip = by_row(StickerClips([folder], ClipMaker(size=32, channels=3, procedural_fraction=1)))[0]["clip"]
     assert clip.shape == (8, 3, 32, 32) and clip.min() >= -1 - 1e-4 and clip.max() <= 1 + 1e-4
     assert (clip[0] > 0.999).all(dim=0).any()
 
 
 def test_stills_are_set_in_motion_with_the_given_probability(folder):
-    clips = StickerClips([folder], size=32, procedural_fraction=0.5, num_frames=6)
+    clips = StickerClips([folder], ClipMaker(6, 32, procedural_fraction=0.5))
     lengths = []
     for epoch in range(100):
         item = by_row(clips, epoch)[1]
@@ -135,7 +97,7 @@ def test_captions_of_moving_pictures_take_varied_forms():
 
 def test_samples_depend_on_seed_and_number_alone(folder):
     def collect(workers, seed=0, order=(0, 1, 2, 3, 4, 5)):
-        clips = StickerClips([folder], size=32, procedural_fraction=0.8, seed=seed)
+        clips = StickerClips([folder], ClipMaker(size=32, procedural_fraction=0.8), seed=seed)
         loader = DataLoader(clips, batch_size=None, sampler=list(order), num_workers=workers)
         return dict(zip(order, loader, strict=True))
 
@@ -156,7 +118,7 @@ def test_samples_depend_on_seed_and_number_alone(folder):
 def test_bad_files_are_named_once_and_the_next_row_stands_in(folder, caplog):
     (folder / "1.png").write_bytes(b"broken")
     (folder / "2.png").unlink()
-    clips = StickerClips([folder], size=32)
+    clips = StickerClips([folder], ClipMaker(size=32))
     with caplog.at_level(logging.WARNING):
         rows = [clips[position]["index"] for position in range(8)]
     assert sorted(rows) == [0, 0, 3, 3, 3, 3, 3, 3]
@@ -165,21 +127,78 @@ def test_bad_files_are_named_once_and_the_next_row_stands_in(folder, caplog):
     for name in ("0.png", "moving.webp"):
         (folder / name).unlink()
     with pytest.raises(ValueError, match="No file of the data set can be read"):
-        StickerClips([folder])[0]
+        StickerClips([folder], ClipMaker())[0]
 
 
 def test_files_are_decoded_once_within_the_memory_bound(folder):
-    whole, bounded = StickerClips([folder], size=32), StickerClips([folder], size=32, cache_bytes=2 * 32 * 32 * 4)
+    maker = ClipMaker(size=32)
+    whole, bounded = StickerClips([folder], maker), StickerClips([folder], maker, cache_bytes=2 * 32 * 32 * 4)
     before, _ = by_row(whole), by_row(bounded)
-    assert len(whole.cache) == 4 and whole.free_bytes == 2**30 - 7 * 32 * 32 * 4
-    assert len(bounded.cache) <= 2 and bounded.free_bytes >= 0
+    assert len(whole.files) == 4 and whole.free_bytes == 2**30 - 7 * 32 * 32 * 4
+    assert len(bounded.files) <= 2 and bounded.free_bytes >= 0
     for path in folder.glob("*.*"):
         path.unlink()
     assert all(torch.equal(item["clip"], before[row]["clip"]) for row, item in by_row(whole).items())
 
 
 def test_sets_are_joined(folder):
-    clips = StickerClips([folder, folder], size=16)
+    clips = StickerClips([folder, folder], ClipMaker(size=16))
     assert len(clips) == 8 and sorted(by_row(clips)) == list(range(8))
     with pytest.raises(IndexError):
-        clips.row(8)
+        clips.rows[8]
+
+
+def test_clustering_and_even_spacing_choose_their_own_frames(folder):
+    def picks(**options):
+        clips = StickerClips([folder], ClipMaker(size=32, min_keyframes=4, max_keyframes=4, **options))
+        return (by_row(clips)[3]["clip"][:, 3, 16] > 0).int().argmax(dim=1).tolist()
+
+    assert picks(keyframes="uniform") == [0, 3, 3, 6]
+    assert picks(keyframes="cluster") == picks(keyframes="difference") == [0, 3, 6, 9]
+
+
+def test_keyframes_of_the_data_set_go_before_clustering(folder):
+    rows = [{"file_name": "moving.webp", "text": "a square", "keyframe_idx": [1, 3, 99]}]
+    write_metadata(folder, rows)
+    clips = StickerClips([folder], ClipMaker(size=32, min_keyframes=3, max_keyframes=3))
+    assert (clips[0]["clip"][:, 3, 16] > 0).int().argmax(dim=1).tolist() == [3, 9, 3]  # there and back
+
+
+def test_keyframes_are_worked_out_once(folder):
+    calls = []
+
+    def features(frames):
+        calls.append(len(frames))
+        return frames.reshape(len(frames), -1).astype(np.float32)
+
+    clips = StickerClips([folder], ClipMaker(size=16, features=features))
+    for sample in range(40):
+        clips[sample]
+    assert calls == [4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_gives_every_row_of_an_epoch_to_one_process(folder, workers):
+    maker = ClipMaker(size=16, procedural_fraction=0)
+    captions = []
+    for rank in range(2):
+        stream = StreamedClips([folder, folder], maker, rank=rank, world_size=2)
+        loader = DataLoader(stream, batch_size=None, num_workers=workers)
+        captions += [sample["caption"] for sample, _ in zip(loader, range(4))]
+    assert sorted(captions) == sorted(2 * [row["text"] for row in StickerClips([folder], maker).rows])
+
+
+def test_a_stream_goes_on_in_other_orders_and_names_bad_files(folder, caplog):
+    (folder / "1.png").write_bytes(b"broken")
+    stream = StreamedClips([folder], ClipMaker(size=16, procedural_fraction=0))
+    captions = [sample["caption"] for sample, _ in zip(stream, range(30))]
+    epochs = {tuple(captions[i : i + 3]) for i in range(0, 30, 3)}
+    assert len(epochs) > 2 and all(len(set(epoch)) == 3 for epoch in epochs)
+    assert "1.png: " in caplog.text
+    stream.first_epoch = 1
+    assert [sample["caption"] for sample, _ in zip(stream, range(27))] == captions[3:]
+    for path in folder.glob("*.*p*g"):
+        path.unlink()
+    (folder / "moving.webp").unlink()
+    with pytest.raises(ValueError, match="No file of the data set can be read"):
+        next(iter(stream))

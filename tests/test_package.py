@@ -81,7 +81,7 @@ def test_console_script_and_extras(metadata):
     assert name == "rdtf-diffusers" and module == "rdtf_diffusers.cli"
     assert callable(getattr(rdtf_diffusers.cli, function))
     extras = metadata["extras_require"]
-    assert set(extras) == {"train", "test", "docs", "space", "all"}
+    assert set(extras) == {"train", "test", "docs", "space", "lottie", "vision", "all"}
     assert set(extras["train"]) <= set(extras["test"])
     assert set(extras["all"]) == {requirement for extra in extras.values() for requirement in extra}
 

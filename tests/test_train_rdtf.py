@@ -1,28 +1,19 @@
 """The training script end to end on a few drawn stickers and a model of some thousand parameters."""
 
-import importlib.util
-import json
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
-from PIL import Image, ImageDraw
+from example_scripts import load_example
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import BertConfig, BertModel, BertTokenizer
 
 from rdtf_diffusers import StickerGenerationPipeline
-
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_rdtf.py"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "_", "a", "red", "blue", "ball", "moving", "##s"]
+from rdtf_diffusers.training.run_state import warn_if_bf16_is_slow
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_rdtf", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_example("train_rdtf.py")
     module.PRESETS["tiny"] = {
         "block_out_channels": (16, 16),
         "layers_per_block": 1,
@@ -34,51 +25,9 @@ def script():
     return module
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A pipeline folder with everything but the UNet."""
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        mid_block_add_attention=False,
-    )
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}, model_max_length=8)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    text_encoder = BertModel(BertConfig(vocab_size=len(WORDS), **sizes))
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
-    folder = tmp_path_factory.mktemp("base")
-    StickerGenerationPipeline(vae, text_encoder, tokenizer, None, scheduler).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stickers(tmp_path_factory):
-    """Three animated balls and three still ones, with captions."""
-    folder = tmp_path_factory.mktemp("stickers")
-    rows = []
-    for index, colour in enumerate(["red", "blue", "green"] * 2):
-        frames = []
-        for step in range(8):
-            frame = Image.new("RGBA", (16, 16))
-            ImageDraw.Draw(frame).ellipse((step, index, step + 7, index + 7), fill=colour)
-            frames.append(frame)
-        name = f"{index}.webp"
-        rest = frames[1:] if index < 3 else []
-        frames[0].save(folder / name, save_all=True, append_images=rest, duration=125, lossless=True)
-        rows.append({"file_name": name, "text": f"a {colour} ball"})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return folder
-
-
-def arguments(base, stickers, output_dir, *more):
+def arguments(base, stickers, output_dir, *more, source="--train_data_dir"):
     return [
-        *("--pretrained_model_name_or_path", str(base), "--train_data_dir", str(stickers)),
+        *("--pretrained_model_name_or_path", str(base), source, str(stickers)),
         *("--output_dir", str(output_dir), "--resolution", "16", "--train_batch_size", "2"),
         *("--report_to", "none"),
         *("--learning_rate", "1e-3", "--max_train_steps", "4", "--checkpointing_steps", "2"),
@@ -139,9 +88,47 @@ def test_training_lowers_the_loss_on_one_clip(script, base, stickers, tmp_path, 
     more = ("--prediction_type", prediction_type, "--joint_drop_prob", 0, "--text_word_drop_prob", 0)
     args = script.parse_args(arguments(base, stickers, tmp_path, *more, "--max_train_steps", 80))
     trainer = script.Trainer(args)
-    row = trainer.dataset[0]
+    row = trainer.clips[0]
     losses = [trainer.step(step, iter([[row] * 2]))["loss"] for step in range(80)]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_a_cache_trains_as_the_files_do_without_autoencoder_and_text_encoder(script, base, stickers, tmp_path):
+    cache = tmp_path / "cache"
+    options = ("--pretrained_model_name_or_path", base, "--train_data_dir", stickers, "--resolution", 16)
+    options = (*options, "--min_motion", 0, "--min_colour_bits", 0, "--text_word_drop_prob", 0, "--output_dir", cache)
+    assert load_example("prepare_dataset.py").main([*map(str, options)]) == 0
+    more = ("--procedural_fraction", 0, "--text_word_drop_prob", 0, "--learning_rate", 0)
+    losses = []
+    for source, data in (("--train_data_dir", stickers), ("--latent_cache", cache)):
+        args = arguments(base, data, tmp_path / source, *more, source=source)
+        trainer = script.Trainer(script.parse_args(args))
+        losses.append(
+            [trainer.step(step, batches)["loss"] for batches in [trainer.batches(0)] for step in (1, 2, 3, 4)]
+        )
+    torch.testing.assert_close(losses[0], losses[1], atol=2e-3, rtol=2e-3)
+    assert trainer.pipeline.vae is None and trainer.pipeline.text_encoder is None
+    validation = ("--validation_prompts", "a red ball", "--validation_inference_steps", 2)
+    assert script.main([*args, *map(str, validation), "--validation_steps", "2"]) == 0
+    frames = StickerGenerationPipeline.from_pretrained(tmp_path / "--latent_cache")("a", num_inference_steps=2).frames[
+        0
+    ]
+    assert len(frames) == 8
+    assert (tmp_path / "--latent_cache" / "validation" / "step-4" / "0.webp").is_file()
+    assert script.main([*args, "--num_frames", "6"]) == 2
+
+
+def test_a_stream_trains(script, base, stickers, tmp_path):
+    assert script.main(arguments(base, stickers, tmp_path, "--streaming", "--max_train_steps", 2)) == 0
+
+
+def test_bf16_on_a_processor_without_it_is_said(caplog, monkeypatch):
+    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision="bf16")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    for supported in (True, False):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda supported=supported: supported)
+        warn_if_bf16_is_slow(accelerator)
+        assert ("no bfloat16 instructions" in caplog.text) is not supported
 
 
 def test_user_errors_end_in_one_line(script, base, stickers, tmp_path, capsys):

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from rdtf_diffusers import StickerGenerationPipeline, demo_checkpoint
-from rdtf_diffusers.data.dataset import StickerClips
+from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
 
 
 SETTINGS = ("12,1,1,1", "12,2,1,1", "12,2,2,1", "12,2,2,0", "12,3,2,1", "20,2,2,1", "20,3,2,1")
@@ -88,14 +88,8 @@ def main(args: list[str] | None = None) -> None:
     pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint(), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    clips = StickerClips(
-        [options.data],
-        num_frames=pipe.unet.config.num_frames,
-        size=size,
-        channels=pipe.vae.config.in_channels,
-        procedural_fraction=1.0,
-        seed=options.seed,
-    )
+    maker = ClipMaker(pipe.unet.config.num_frames, size, pipe.vae.config.in_channels, procedural_fraction=1.0)
+    clips = StickerClips([options.data], maker, seed=options.seed)
     samples = [clips[number] for number in range(options.count)]
     truth = torch.stack([sample["clip"] for sample in samples]).add(1).div(2)
     captions = [sample["caption"] for sample in samples]

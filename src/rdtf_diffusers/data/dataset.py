@@ -1,102 +1,30 @@
-"""Sticker data sets: from a folder or a Hub id to rows, and from rows to training clips.
+"""From rows to training clips.
 
-rows = load_rows("stickers")                  # captions and files, not yet read
-clips = StickerClips(["stickers"], size=64)   # clips[0], clips[1], ... for ever
+maker = ClipMaker(size=64)                           # how a file becomes a clip
+clips = StickerClips(["stickers"], maker)            # clips[0], clips[1], ... for ever
+clips = StreamedClips(["user/stickers"], maker)      # the same from data that is not there yet
 """
 
-import json
+import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, get_worker_info
 
-from .animation import Animation, AnimationError, frames_to_clip, over_white, read_animation
+from .animation import Animation, AnimationError, evenly_timed, frames_to_clip, over_white
+from .keyframes import keyframe_table, ping_pong, pixel_features
 from .procedural import animate
+from .rows import load_rows, read_row
 
 
 logger = logging.getLogger(__name__)
 
-
-def load_rows(data: str | os.PathLike, caption_column: str = "text", split: str = "train") -> Sequence[dict]:
-    """Rows of a data set, files not yet read.
-
-    Args:
-        data: a folder with a `metadata.jsonl` whose lines have `file_name` (the ImageFolder layout of HF datasets),
-            or anything else that `datasets.load_dataset` takes: a Hub id, a folder of Parquet files.
-        caption_column: the column with the captions.
-        split: the split, for data sets that have several.
-
-    Returns:
-        Rows `{"image": {"path": str | None, "bytes": bytes | None}, "text": str}`. Animations stay whole: files are
-        not decoded to one picture.
-
-    Raises:
-        ValueError: no such data set, a broken metadata line, no rows, or no such column (the columns are listed).
-    """
-    folder = Path(data)
-    rows = _folder_rows(folder, caption_column) if (folder / "metadata.jsonl").is_file() else None
-    if rows is None:
-        rows = _hub_rows(os.fspath(data), caption_column, split)
-    if len(rows) == 0:
-        raise ValueError(f"{data}: the data set has no rows.")
-    return rows
-
-
-def _folder_rows(folder: Path, caption_column: str) -> list[dict]:
-    # Read by hand: load_dataset("imagefolder") refuses a column that is a number in one line and a list in another.
-    rows = []
-    for number, line in enumerate((folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            path = os.fspath(folder / row["file_name"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}/metadata.jsonl, line {number}: not an object with `file_name`.") from error
-        _check_columns(row, caption_column, folder)
-        if not isinstance(row[caption_column], str | None):
-            raise ValueError(f"{folder}/metadata.jsonl, line {number}: `{caption_column}` must be text.")
-        rows.append({"image": {"path": path, "bytes": None}, "text": row[caption_column] or ""})
-    return rows
-
-
-def _hub_rows(data: str, caption_column: str, split: str) -> Sequence[dict]:
-    from datasets import Image, load_dataset
-
-    try:
-        dataset = load_dataset(data, split=split)
-    except Exception as error:  # datasets raises many kinds, none of them common to all
-        raise ValueError(f"{data}: neither a folder with metadata.jsonl nor a data set that loads: {error}") from error
-    _check_columns(dataset.column_names, "image", data)
-    _check_columns(dataset.column_names, caption_column, data)
-    dataset = dataset.select_columns(["image", caption_column]).cast_column("image", Image(decode=False))
-    return dataset if caption_column == "text" else dataset.rename_column(caption_column, "text")
-
-
-def _check_columns(columns, wanted: str, data: str | os.PathLike) -> None:
-    if wanted not in columns:
-        raise ValueError(f"{data}: no column `{wanted}`; the columns are {', '.join(columns)}.")
-
-
-def read_row(row: dict) -> Animation:
-    """Decode one row of `load_rows`; raises AnimationError that names the file."""
-    image = row["image"]
-    if image["bytes"] is None:
-        return read_animation(image["path"])
-    return read_animation(image["bytes"], source=image["path"])
-
-
-def iterate_animations(rows: Sequence[dict]) -> Iterator[Animation]:
-    """Decode every row in order; a bad file is named in a warning and skipped."""
-    for row in rows:
-        try:
-            yield read_row(row)
-        except AnimationError as error:
-            logger.warning("Skipped: %s", error)
+MAX_PIECES = 64  # that local files are divided into when they are streamed
 
 
 def describe(caption: str, phrase: str, rng: np.random.Generator) -> str:
@@ -113,27 +41,103 @@ def describe(caption: str, phrase: str, rng: np.random.Generator) -> str:
     return str(rng.choice(forms)) + (comma + style if rng.random() < 0.5 else "")
 
 
-class StickerClips(Dataset):
-    """An endless, shuffled stream of training clips, addressed by sample number.
+def sample_generator(seed: int, sample: int) -> np.random.Generator:
+    """What decides everything random about one sample of a stream, on any process and after any resume."""
+    return np.random.default_rng([seed, 1, sample])
 
-        clips = StickerClips(["stickers"], size=64)
-        clips[0]  # {"clip": (n, 4, 64, 64) in [-1, 1], "caption": str, "index": int, "seed": int}
 
-    Every row comes once in `len(clips)` samples. Which row a sample is, and everything random about it, is drawn from
-    the seed and the sample's number: the same on every process, with any number of workers, and after a resume. An
-    animation gives some frames, evenly spaced in time. A still picture is set in motion, with a caption that says how,
-    or stays a clip of one frame. A file that cannot be read is named in a warning, and the next row stands in for it.
+@dataclass(frozen=True)
+class ClipMaker:
+    """How a file becomes a training clip.
 
-    Args:
-        sources: folders or Hub ids, see `load_rows`.
+    An animation gives k frames, k drawn evenly from `min_keyframes`..`max_keyframes` (RDTF, arXiv 2503.17735, frame
+    extraction by feature clustering); an animation that has fewer runs back and forth. A still picture is set in
+    motion, with a caption that says how, or stays a clip of one frame.
+
+    Attributes:
         num_frames: frames of a procedural clip, F.
         size: height and width of the clips in pixels.
         channels: 4 for premultiplied RGBA, 3 for RGB over white.
-        caption_column: the column with the captions.
         procedural_fraction: share of still pictures that are set in motion.
-        min_keyframes, max_keyframes: bounds, both included, of the frames drawn from an animation.
+        min_keyframes, max_keyframes: bounds, both included, of the frames taken from an animation.
+        keyframes: how they are chosen, one of `KEYFRAME_METHODS`.
+        features: what clustering compares, (N, H, W, 4) uint8 -> (N, D); see `load_features`.
+    """
+
+    num_frames: int = 8
+    size: int = 256
+    channels: int = 4
+    procedural_fraction: float = 0.5
+    min_keyframes: int = 3
+    max_keyframes: int = 8
+    keyframes: str = "cluster"
+    features: Callable[[np.ndarray], np.ndarray] = pixel_features
+
+    def keyframe_table(self, animation: Animation, row: Mapping[str, Any]) -> dict[int, np.ndarray]:
+        """Which frames stand for an animation: k -> their numbers (k,), for every k that can be drawn.
+
+        Keyframes that the data set itself names go before clustering.
+        """
+        counts = range(self.min_keyframes, self.max_keyframes + 1)
+        given = np.array([i for i in row.get("keyframes") or () if 0 <= i < len(animation.frames)], dtype=int)
+        if len(given):
+            table = {k: given[np.linspace(0, len(given) - 1, min(k, len(given))).round().astype(int)] for k in counts}
+        elif self.keyframes == "uniform":  # in time: a frame that stands long is seen more than once
+            return {k: evenly_timed(animation.durations, k) for k in counts}
+        else:
+            table = keyframe_table(animation, self.features, self.keyframes, counts[0], counts[-1])
+        return {k: ping_pong(table[k], k) for k in counts}
+
+    def still(self, animation: Animation) -> torch.Tensor:
+        """A picture as a clip of one frame, (1, C, size, size)."""
+        return frames_to_clip(animation.frames[:1], self.size, self.channels)
+
+    def set_in_motion(self, animation: Animation, caption: str, rng: np.random.Generator) -> tuple[torch.Tensor, str]:
+        """A picture in motion, (F, C, size, size), and a caption that says how."""
+        picture = frames_to_clip(animation.frames, max(animation.frames.shape[1:3])).add(1).div(2)[0]  # (4, S, S)
+        motion = animate(picture, rng, self.num_frames, self.size)
+        clip = motion.frames if self.channels == 4 else over_white(motion.frames)
+        return clip, describe(caption, motion.phrase, rng)
+
+    def sample(
+        self,
+        animation: Animation,
+        row: Mapping[str, Any],
+        table: dict[int, np.ndarray] | None,
+        rng: np.random.Generator,
+    ) -> dict[str, Any]:
+        """Draw one training sample of a file: {"clip": (n, C, size, size), "caption": str, "seed": int}.
+
+        Args:
+            table: the animation's `keyframe_table`; None for a still.
+            rng: as `sample_generator` gives it.
+        """
+        sample = {"caption": row["text"], "seed": int(rng.integers(2**63))}
+        if table is not None:
+            frames = animation.frames[table[int(rng.integers(self.min_keyframes, self.max_keyframes + 1))]]
+            return sample | {"clip": frames_to_clip(frames, self.size, self.channels)}
+        if rng.random() >= self.procedural_fraction:
+            return sample | {"clip": self.still(animation)}
+        clip, caption = self.set_in_motion(animation, row["text"], rng)
+        return sample | {"clip": clip, "caption": caption}
+
+
+class StickerClips(Dataset):
+    """An endless, shuffled stream of training clips, addressed by sample number.
+
+        clips = StickerClips(["stickers"], ClipMaker(size=64))
+        clips[0]  # {"clip": (n, 4, 64, 64) in [-1, 1], "caption": str, "index": int, "seed": int}
+
+    Every row comes once in `len(clips)` samples. Which row a sample is, and everything random about it, is drawn from
+    the seed and the sample's number: the same on every process, with any number of workers, and after a resume. A file
+    that cannot be read is named in a warning, and the next row stands in for it.
+
+    Args:
+        sources: folders, files or Hub ids, see `load_rows`.
+        maker: how a file becomes a clip.
+        caption_column, image_column: columns of the sources, see `load_rows`.
         seed: of the whole stream.
-        cache_bytes: decoded files are kept in memory up to this size, per process.
+        cache_bytes: decoded files are kept in memory up to this size, per process. Keyframes are always kept.
 
     Raises:
         ValueError: as `load_rows`; when a sample is read, if no file at all can be.
@@ -142,47 +146,33 @@ class StickerClips(Dataset):
     def __init__(
         self,
         sources: Sequence[str | os.PathLike],
-        num_frames: int = 8,
-        size: int = 256,
-        channels: int = 4,
-        caption_column: str = "text",
-        procedural_fraction: float = 0.5,
-        min_keyframes: int = 3,
-        max_keyframes: int = 8,
+        maker: ClipMaker,
+        caption_column: str | None = None,
+        image_column: str | None = None,
         seed: int = 0,
         cache_bytes: int = 2**30,
     ):
-        self.sources = [load_rows(source, caption_column) for source in sources]
-        self.num_frames, self.size, self.channels = num_frames, size, channels
-        self.procedural_fraction = procedural_fraction
-        self.min_keyframes, self.max_keyframes = min_keyframes, max_keyframes
-        self.seed, self.free_bytes = seed, cache_bytes
-        self.cache: dict[int, Animation | None] = {}
-        self.order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))  # epoch and its row numbers
+        self.rows = ConcatDataset([load_rows(source, caption_column, image_column) for source in sources])
+        self.maker, self.seed, self.free_bytes = maker, seed, cache_bytes
+        self.files: dict[int, Animation | None] = {}
+        self.tables: dict[int, dict[int, np.ndarray]] = {}
+        self.epoch, self.order = -1, np.empty(0, dtype=int)
 
     def __len__(self) -> int:
-        return sum(len(rows) for rows in self.sources)
-
-    def row(self, index: int) -> dict:
-        """Row `index` of all sources, one after the other."""
-        for rows in self.sources:
-            if index < len(rows):
-                return rows[index]
-            index -= len(rows)
-        raise IndexError(index)
+        return len(self.rows)
 
     def shuffled(self, sample: int) -> int:
         """The row number of a sample; each epoch has an order of its own."""
         epoch, position = divmod(sample, len(self))
-        if self.order[0] != epoch:
-            self.order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self)))
-        return int(self.order[1][position])
+        if self.epoch != epoch:
+            self.epoch, self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self))
+        return int(self.order[position])
 
     def read(self, index: int) -> Animation | None:
         """The decoded file of a row, from memory if it was read before; None, once with a warning, if it is bad."""
-        if index not in self.cache:
+        if index not in self.files:
             try:
-                animation = read_row(self.row(index))
+                animation = read_row(self.rows[index])
             except AnimationError as error:
                 logger.warning("Skipped: %s", error)
                 animation = None
@@ -190,10 +180,18 @@ class StickerClips(Dataset):
             if size > self.free_bytes:
                 return animation
             self.free_bytes -= size
-            self.cache[index] = animation
-        return self.cache[index]
+            self.files[index] = animation
+        return self.files[index]
 
-    def __getitem__(self, sample: int) -> dict:
+    def table(self, index: int, animation: Animation) -> dict[int, np.ndarray] | None:
+        """The keyframes of a row's animation, worked out once; None for a still."""
+        if len(animation.frames) == 1:
+            return None
+        if index not in self.tables:
+            self.tables[index] = self.maker.keyframe_table(animation, self.rows[index])
+        return self.tables[index]
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
         first = self.shuffled(sample)
         for offset in range(len(self)):
             index = (first + offset) % len(self)
@@ -202,18 +200,73 @@ class StickerClips(Dataset):
                 break
         else:
             raise ValueError("No file of the data set can be read.")
-        rng = np.random.default_rng([self.seed, 1, sample])
-        clip, caption = self.make_clip(animation, self.row(index)["text"], rng)
-        return {"clip": clip, "caption": caption, "index": index, "seed": int(rng.integers(2**63))}
+        rng = sample_generator(self.seed, sample)
+        return self.maker.sample(animation, self.rows[index], self.table(index, animation), rng) | {"index": index}
 
-    def make_clip(self, animation: Animation, caption: str, rng: np.random.Generator) -> tuple[torch.Tensor, str]:
-        """A clip (n, C, size, size) and its caption."""
-        count = int(rng.integers(self.min_keyframes, self.max_keyframes + 1))
-        if len(animation.frames) > 1:
-            return frames_to_clip(animation.pick(count), self.size, self.channels), caption
-        if rng.random() >= self.procedural_fraction:
-            return frames_to_clip(animation.frames, self.size, self.channels), caption
-        picture = frames_to_clip(animation.frames, max(animation.frames.shape[1:3])).add(1).div(2)[0]  # (4, S, S)
-        motion = animate(picture, rng, self.num_frames, self.size)
-        clip = motion.frames if self.channels == 4 else over_white(motion.frames)
-        return clip, describe(caption, motion.phrase, rng)
+
+class StreamedClips(IterableDataset):
+    """Training clips from data sets that are read while they arrive, epoch after epoch.
+
+    Rows are shuffled within a buffer. Every process reads rows of its own (`datasets` splits by file where the number
+    of files allows it, else by row), and so does every DataLoader worker. Samples are like those of `StickerClips`;
+    as no row has a number here, they depend on the numbers of processes and workers, too.
+
+    Args:
+        sources: Hub ids or local data, see `load_rows`; rows are taken from them in turns, one each.
+        maker: how a file becomes a clip.
+        caption_column, image_column: columns of the sources, see `load_rows`.
+        seed: of the order and of the samples.
+        rank, world_size: this process and the number of processes.
+        buffer_size: rows among which the next one is drawn.
+
+    Raises:
+        ValueError: as `load_rows`; when samples are read, if a whole epoch has no file that can be read.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | os.PathLike],
+        maker: ClipMaker,
+        caption_column: str | None = None,
+        image_column: str | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        buffer_size: int = 1000,
+    ):
+        import datasets
+        from datasets.distributed import split_dataset_by_node
+
+        streams = []
+        for source in sources:
+            rows = load_rows(source, caption_column, image_column, streaming=True)
+            if not isinstance(rows, datasets.IterableDataset):  # local files; pieces for processes and workers
+                rows = rows.to_iterable_dataset(num_shards=min(len(rows), MAX_PIECES))
+            streams.append(rows)
+        stream = streams[0]
+        if len(streams) > 1:
+            stream = datasets.interleave_datasets(streams, stopping_strategy="all_exhausted_without_replacement")
+        self.rows = split_dataset_by_node(stream.shuffle(seed, buffer_size=buffer_size), rank, world_size)
+        self.maker, self.seed, self.rank = maker, seed, rank
+        self.first_epoch = 0  # a later one gives another order, for a run that goes on
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        place = [self.rank, 0 if worker is None else worker.id]
+        for epoch in itertools.count(self.first_epoch):
+            self.rows.set_epoch(epoch)
+            found, number = False, -1
+            for number, row in enumerate(self.rows):
+                try:
+                    animation = read_row(row)
+                except AnimationError as error:
+                    logger.warning("Skipped: %s", error)
+                    continue
+                found = True
+                table = self.maker.keyframe_table(animation, row) if len(animation.frames) > 1 else None
+                rng = np.random.default_rng([self.seed, *place, epoch, number])
+                yield self.maker.sample(animation, row, table, rng) | {"index": number}
+            if number < 0:  # more workers than there are pieces
+                return
+            if not found:
+                raise ValueError("No file of the data set can be read.")

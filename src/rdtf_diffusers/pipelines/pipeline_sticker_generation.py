@@ -312,19 +312,23 @@ class StickerGenerationPipeline(
             pixels[clip, :, frame] = 2.0 * (rgba if self.has_alpha else rgba[:3] + 1.0 - rgba[3:]) - 1.0
         return pixels.to(self._execution_device), condition_mask.to(self._execution_device)
 
+    def encode_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (K, C, h, w) of frames (K, C, H, W) in [-1, 1]: the mode, nothing is drawn."""
+        encoded = self.vae.encode(frames.to(self.vae.dtype))
+        if hasattr(encoded, "latent_dist"):
+            encoded = encoded.latent_dist.mode()
+        else:
+            encoded = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+        return (encoded - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
+
     def encode_known_frames(self, pixels: torch.Tensor, condition_mask: torch.Tensor) -> torch.Tensor:
         """Condition latents (B, C, F, h, w): clean, scaled latents of the known frames, zeros elsewhere."""
         batch_size, _, num_frames, height, width = pixels.shape
         size = (self.unet.config.out_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
         latents = torch.zeros(batch_size, num_frames, *size, device=pixels.device, dtype=self.unet.dtype)
         if condition_mask.any():
-            encoded = self.vae.encode(pixels.transpose(1, 2)[condition_mask].to(self.vae.dtype))  # (K, C, H, W)
-            if hasattr(encoded, "latent_dist"):
-                encoded = encoded.latent_dist.mode()
-            else:
-                encoded = encoded.latents if hasattr(encoded, "latents") else encoded.latent
-            shift = self.vae.config.get("shift_factor") or 0.0
-            latents[condition_mask] = ((encoded - shift) * self.vae.config.scaling_factor).to(latents.dtype)
+            frames = pixels.transpose(1, 2)[condition_mask]  # (K, C, H, W)
+            latents[condition_mask] = self.encode_frames(frames).to(latents.dtype)
         return latents.transpose(1, 2)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:

@@ -34,15 +34,18 @@ def row_generator(seed: int, stream: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def pad_clips(clips: Sequence[torch.Tensor], num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads clips at the end with 0.0 and stacks them.
+def pad_clips(
+    clips: Sequence[torch.Tensor], num_frames: int, padding: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads clips at the end and stacks them.
 
     In pixels in [-1, 1] zero is mid grey with 3 channels (the paper's padding) and, being premultiplied, half
-    transparent white with 4; in latents it is the zero latent.
+    transparent white with 4. Latents are padded with the latent of such a frame.
 
     Args:
         clips: Tensors (n, C, H, W) with 1 <= n <= `num_frames` and equal C, H, W.
         num_frames: F, the length to pad to.
+        padding: A padded frame (C, H, W); zeros by default.
 
     Returns:
         (B, C, F, H, W) clips and (B, F) bool `frame_mask`, True where a frame is real.
@@ -52,6 +55,8 @@ def pad_clips(clips: Sequence[torch.Tensor], num_frames: int) -> tuple[torch.Ten
     """
     frame_shape = clips[0].shape[1:]
     padded = clips[0].new_zeros((len(clips), num_frames, *frame_shape))  # (B, F, C, H, W)
+    if padding is not None:
+        padded[:] = padding
     frame_mask = torch.zeros(len(clips), num_frames, dtype=torch.bool)
     for index, clip in enumerate(clips):
         if clip.ndim != 4 or not 1 <= len(clip) <= num_frames or clip.shape[1:] != frame_shape:
@@ -83,6 +88,7 @@ class DualMaskCollator:
         text_drop_prob: Probability that the text alone is dropped where the task keeps it (`i2v` always drops it).
         text_word_drop_prob: Probability that a word is replaced by `word_placeholder`.
         word_placeholder: What stands for a dropped word.
+        padding: A padded frame (C, H, W) in place of zeros, for rows of latents.
 
     Raises:
         ValueError: `num_frames` is below 1 or a probability is outside [0, 1].
@@ -95,6 +101,7 @@ class DualMaskCollator:
         text_drop_prob: float = 0.0,
         text_word_drop_prob: float = 0.2,
         word_placeholder: str = "_",
+        padding: torch.Tensor | None = None,
     ) -> None:
         if num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}")
@@ -111,6 +118,7 @@ class DualMaskCollator:
         self.text_drop_prob = text_drop_prob
         self.text_word_drop_prob = text_word_drop_prob
         self.word_placeholder = word_placeholder
+        self.padding = padding
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
         """Collates `rows` for `task`.
@@ -121,7 +129,7 @@ class DualMaskCollator:
             task: A name in `TASKS`, drawn once per optimiser step by the curriculum.
 
         Returns:
-            "pixel_values" or "latents": (B, C, F, H, W), zeros after the real frames; "captions": list of B strings;
+            "pixel_values" or "latents": (B, C, F, H, W), padded after the real frames; "captions": list of B strings;
             "frame_mask": (B, F) bool, real frames; "condition_mask": (B, F) bool, given frames; "text_mask": (B,)
             float, 0 where the text is dropped or empty; "task".
 
@@ -133,7 +141,7 @@ class DualMaskCollator:
         source = "latents" if "latents" in rows[0] else "clip"
         if any(source not in row for row in rows):
             raise ValueError(f'`rows` must all have "clip" or all have "latents", got {[sorted(row) for row in rows]}')
-        clips, frame_mask = pad_clips([row[source] for row in rows], self.num_frames)
+        clips, frame_mask = pad_clips([row[source] for row in rows], self.num_frames, self.padding)
         draws = [self.draw_condition(row, task, mask) for row, mask in zip(rows, frame_mask, strict=True)]
         captions, condition_masks, text_kept = zip(*draws, strict=True)
         return {

@@ -1,13 +1,18 @@
-"""The state of a training run in checkpoints that are whole or absent, and how to go on from one.
+"""A training run's surroundings: checkpoints that are whole or absent, and what the processor can do.
 
 save_checkpoint(accelerator, output_dir, step, limit=3)
 folder = find_checkpoint(output_dir, "latest")  # None: nothing saved yet
 """
 
+import logging
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+
+
+logger = logging.getLogger(__name__)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -74,3 +79,14 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, limit
         for old in list_checkpoints(output_dir)[: -limit if limit else 0]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def warn_if_bf16_is_slow(accelerator: Accelerator) -> None:
+    """Says so if bfloat16 is asked for on a CPU that lacks the instructions for it, which makes it far slower."""
+    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "bf16":
+        return
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        logger.warning(
+            "This CPU has no bfloat16 instructions: --mixed_precision bf16 makes a step many times as long as "
+            "--mixed_precision no does."
+        )

@@ -1,0 +1,252 @@
+"""From a folder, a JSONL file, tar files or a Hub id to rows: which file, which words.
+
+rows = load_rows("stickers")                     # captions and places of files; nothing is decoded yet
+animation = read_row(rows[0])                    # every frame, with its timing
+rows = load_rows("user/stickers", streaming=True)  # rows one after the other, nothing downloaded beforehand
+"""
+
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from .animation import Animation, AnimationError, read_animation
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SUFFIXES = (".webp", ".gif", ".png", ".apng", ".jpg", ".jpeg", ".webm", ".mp4", ".tgs")
+# Where columns are looked for, in this order, if none is named. The last names are those of VSD2M.
+FILE_COLUMNS = ("file_name", "visual_path")
+IMAGE_COLUMNS = ("image", "animation", "video", *(suffix[1:] for suffix in SUFFIXES))
+CAPTION_COLUMNS = ("text", "caption", "txt", "eng_cap", "llava_wx_chn_cap", "meanings")
+
+
+def load_rows(
+    data: str | os.PathLike,
+    caption_column: str | None = None,
+    image_column: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+) -> "Dataset | IterableDataset":
+    """Rows of a data set, files not yet read.
+
+    Args:
+        data: one of
+            - a folder with `metadata.jsonl`, `.csv` or `.parquet` whose rows have `file_name`, the ImageFolder layout
+              of HF datasets; the same in a subfolder named like the split;
+            - a JSONL file whose lines have `file_name` or, as VSD2M's, `visual_path`, relative to the file;
+            - a tar file, or a folder of them, in WebDataset layout: `cat.gif` beside `cat.txt` or `cat.json`;
+            - a folder of stickers without metadata: `cat.gif`, its caption in `cat.txt`, if there is one;
+            - anything else that `datasets.load_dataset` takes: a Hub id, a folder of Parquet files.
+        caption_column: the column with the captions; by default the first of `CAPTION_COLUMNS` that is there.
+        image_column: the column with the files of a Hub data set; by default the first of `IMAGE_COLUMNS`.
+        split: the split, for data sets that have several.
+        streaming: read a Hub data set while it downloads. Local files are listed in any case.
+
+    Returns:
+        Rows `{"image": {"path": str | None, "bytes": bytes | None}, "text": str}`. Optional columns are kept where the
+        data has them: `keyframes` (from VSD2M's `keyframe_idx`), frame numbers, and `ocr`, the words in the picture.
+        A row of a tar file has `span`, [first byte, number of bytes] in the file at `path`, and `name`.
+
+    Raises:
+        ValueError: no such data set, a broken metadata line, no rows, or no such column (the columns are listed).
+    """
+    path = Path(data)
+    metadata = next((file for file in _metadata_places(path, split) if file.is_file()), None)
+    if metadata is not None:
+        return _rows_of_metadata(metadata, caption_column)
+    tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
+    if tars:
+        return _rows_of_tars(tars, caption_column)
+    if path.is_dir() and (files := sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)):
+        return _dataset(({"path": os.fspath(file), "text": _sidecar(file)} for file in files), data)
+    return _rows_of_hub(os.fspath(data), caption_column, image_column, split, streaming)
+
+
+def _metadata_places(path: Path, split: str) -> Iterator[Path]:
+    if path.suffix == ".jsonl":
+        yield path
+    for folder in (path, path / split):
+        yield from (folder / name for name in METADATA_FILES)
+
+
+def _dataset(rows: Iterable[dict], data: str | os.PathLike) -> "Dataset":
+    """Rows given by path, text and optional columns, in Arrow's memory: a tenth of what Python's objects take."""
+    from datasets import Dataset, Features, List, Value
+
+    optional = {"span": List(Value("int64")), "name": Value("string"), "ocr": Value("string")}
+    optional["keyframes"] = List(Value("int32"))
+    columns: dict[str, list] = {"image": [], "text": []} | {name: [] for name in optional}
+    for row in rows:
+        columns["image"].append({"path": row["path"], "bytes": None})
+        columns["text"].append(row["text"])
+        for name in optional:
+            columns[name].append(row.get(name))
+    if not columns["text"]:
+        raise ValueError(f"{data}: the data set has no rows.")
+    optional = {name: feature for name, feature in optional.items() if any(columns[name])}
+    features = {"image": {"path": Value("string"), "bytes": Value("binary")}, "text": Value("string")} | optional
+    return Dataset.from_dict({name: columns[name] for name in features}, features=Features(features))
+
+
+def _find_column(columns: Iterable[str], wanted: str | None, usual: tuple[str, ...], source: object) -> str:
+    found = next((name for name in (usual if wanted is None else (wanted,)) if name in columns), None)
+    if found is None:
+        raise ValueError(f"{source}: no column `{wanted or usual[0]}`; the columns are {', '.join(columns)}.")
+    return found
+
+
+def _caption(value: Any, place: str) -> str:
+    """Text, the first of several texts, or nothing."""
+    value = value[0] if isinstance(value, list) and value else value
+    if value is not None and value != [] and not isinstance(value, str):
+        raise ValueError(f"{place}: the caption must be text, got {value!r:.40}.")
+    return value or ""
+
+
+def _read_metadata(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (place for messages, row). JSON lines may have columns whose type changes from line to line."""
+    if file.suffix == ".jsonl":
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{file}, line {number}: not JSON: {error}.") from error
+                yield f"{file}, line {number}", row
+        return
+    import pandas
+
+    table = pandas.read_parquet(file) if file.suffix == ".parquet" else pandas.read_csv(file, keep_default_na=False)
+    for number, row in enumerate(table.to_dict("records"), start=1):
+        yield f"{file}, row {number}", {name: v.tolist() if hasattr(v, "tolist") else v for name, v in row.items()}
+
+
+def _rows_of_metadata(file: Path, caption_column: str | None) -> "Dataset":
+    # Not by load_dataset("imagefolder"): it refuses a column that is a number in one line and a list in another.
+    def rows() -> Iterator[dict]:
+        for place, row in _read_metadata(file):
+            if not isinstance(row, dict) or not (name := next((row[c] for c in FILE_COLUMNS if row.get(c)), None)):
+                raise ValueError(f"{place}: not an object with `file_name`.")
+            text = _caption(row[_find_column(row, caption_column, CAPTION_COLUMNS, place)], place)
+            yield {
+                "path": os.fspath(file.parent / name),
+                "text": text,
+                "ocr": row.get("ocr") or None,
+                "keyframes": row.get("keyframes") or row.get("keyframe_idx"),
+            }
+
+    return _dataset(rows(), file)
+
+
+def _sidecar(file: Path) -> str:
+    caption = file.with_suffix(".txt")
+    return caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
+
+
+def _rows_of_tars(tars: list[Path], caption_column: str | None) -> "Dataset":
+    # Not by load_dataset("webdataset"): it refuses GIF beside WebP. The files stay in the tar and are read in place.
+    def rows() -> Iterator[dict]:
+        for tar in tars:
+            try:
+                with tarfile.open(tar) as archive:
+                    yield from _members(tar, archive, caption_column)
+            except (tarfile.TarError, EOFError) as error:
+                raise ValueError(f"{tar}: not a tar file, or a broken one: {error}") from error
+
+    return _dataset(rows(), tars[0].parent)
+
+
+def _members(tar: Path, archive: tarfile.TarFile, caption_column: str | None) -> Iterator[dict]:
+    media: dict[str, dict] = {}
+    captions: dict[str, str] = {}
+    for member in archive:
+        path = PurePosixPath(member.name)
+        key, _, ending = path.name.partition(".")
+        key = os.fspath(path.with_name(key)) if key else ""
+        if not member.isfile() or not key:
+            continue
+        if f".{ending.lower()}" in SUFFIXES:
+            media[key] = {"path": os.fspath(tar), "span": [member.offset_data, member.size], "name": member.name}
+        elif ending == "txt":
+            captions[key] = archive.extractfile(member).read().decode("utf-8", errors="replace").strip()
+        elif ending == "json":
+            place = f"{tar}/{member.name}"
+            try:
+                row = json.load(archive.extractfile(member))
+            except ValueError as error:
+                raise ValueError(f"{place}: not JSON: {error}") from error
+            captions[key] = _caption(row[_find_column(row, caption_column, CAPTION_COLUMNS, place)], place)
+    yield from (row | {"text": captions.get(key, "")} for key, row in media.items())
+
+
+def _rows_of_hub(
+    data: str, caption_column: str | None, image_column: str | None, split: str, streaming: bool
+) -> "Dataset | IterableDataset":
+    from datasets import Image, List, Video, load_dataset
+
+    try:
+        dataset = load_dataset(data, split=split, streaming=streaming)
+    except Exception as error:  # datasets raises many kinds, none of them common to all
+        raise ValueError(
+            f"{data}: neither a folder with {METADATA_FILES[0]} or stickers, nor a data set that loads: {error}"
+        ) from error
+    columns = dataset.column_names
+    if columns is None:  # a stream whose columns are known from its first row only
+        columns = list(next(iter(dataset), {}))
+    image = _find_column(columns, image_column, IMAGE_COLUMNS, data)
+    caption = _find_column(columns, caption_column, CAPTION_COLUMNS, data)
+    kept = [name for name in ("keyframes", "keyframe_idx", "ocr") if name in columns]
+    dataset = dataset.select_columns([image, caption, *kept])
+    # Undecoded: one bad file is named and skipped instead of ending an epoch, and no animation becomes one picture.
+    features = dataset.features or {}
+    kind = Video if isinstance(features.get(image), Video) else Image
+    dataset = dataset.cast_column(image, kind(decode=False))
+    names = {image: "image", caption: "text", "keyframe_idx": "keyframes"}
+    names = {old: new for old, new in names.items() if old in (image, caption, *kept) and old != new}
+    dataset = dataset.rename_columns(names) if names else dataset
+    if isinstance(features.get(caption), List):
+        if streaming:
+            dataset = dataset.map(lambda row: {"text": _caption(row["text"], data)})
+        else:  # map would write all pictures anew
+            captions = [_caption(value, data) for value in dataset["text"]]
+            dataset = dataset.remove_columns("text").add_column("text", captions)
+    if not streaming and len(dataset) == 0:
+        raise ValueError(f"{data}: the data set has no rows.")
+    return dataset
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """What a row's file is called in messages."""
+    image = row["image"]
+    return f"{image['path']}/{row['name']}" if row.get("span") else image["path"] or f"{len(image['bytes'])} bytes"
+
+
+def read_row(row: Mapping[str, Any]) -> Animation:
+    """Decode one row of `load_rows`; raises AnimationError that names the file."""
+    image = row["image"]
+    if row.get("span"):
+        first, length = row["span"]
+        with open(image["path"], "rb") as file:
+            file.seek(first)
+            return read_animation(file.read(length), source=row_name(row))
+    if image["bytes"] is None:
+        return read_animation(image["path"])
+    return read_animation(image["bytes"], source=row_name(row))
+
+
+def iterate_animations(rows: Iterable[Mapping[str, Any]]) -> Iterator[Animation]:
+    """Decode every row in order; a bad file is named in a warning and skipped."""
+    for row in rows:
+        try:
+            yield read_row(row)
+        except AnimationError as error:
+            logger.warning("Skipped: %s", error)

@@ -1,0 +1,56 @@
+"""What the tests of several scripts train with: frozen parts of some thousand parameters, and drawn stickers."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from PIL import Image, ImageDraw
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from rdtf_diffusers import StickerGenerationPipeline
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "_", "a", "red", "blue", "ball", "moving", "##s"]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A pipeline folder with everything but the UNet."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        mid_block_add_attention=False,
+    )
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}, model_max_length=8)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text_encoder = BertModel(BertConfig(vocab_size=len(WORDS), **sizes))
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    folder = tmp_path_factory.mktemp("base")
+    StickerGenerationPipeline(vae, text_encoder, tokenizer, None, scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stickers(tmp_path_factory):
+    """Three animated balls and three still ones, with captions."""
+    folder = tmp_path_factory.mktemp("stickers")
+    rows = []
+    for index, colour in enumerate(["red", "blue", "green"] * 2):
+        frames = []
+        for step in range(8):
+            frame = Image.new("RGBA", (16, 16))
+            ImageDraw.Draw(frame).ellipse((step, index, step + 7, index + 7), fill=colour)
+            frames.append(frame)
+        name = f"{index}.webp"
+        rest = frames[1:] if index < 3 else []
+        frames[0].save(folder / name, save_all=True, append_images=rest, duration=125, lossless=True)
+        rows.append({"file_name": name, "text": f"a {colour} ball"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
