@@ -172,6 +172,7 @@ class Encoder:
                 f"`resolution` must be a multiple of {self.pipeline.vae_scale_factor}, got {args.resolution}."
             )
         self.pipeline.to(accelerator.device)
+        self.pipeline.vae.to(memory_format=torch.channels_last)
         self.placeholder = DualMaskCollator().word_placeholder
 
     @torch.inference_mode()
