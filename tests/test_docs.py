@@ -1,11 +1,11 @@
 """Every snippet of README and docs runs: Python as it stands, commands through the parsers that will read them."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from example_scripts import load_example
 
 from rdtf_diffusers import checkpoints, cli
 
@@ -50,12 +50,8 @@ def test_commands(command, workplace):
         output = cli.build_parser().parse_args(arguments).output
         assert output.stat().st_size > 0
     elif program in ("accelerate", "python"):
-        script = next(ROOT / word for word in arguments if word.startswith("examples/"))
-        arguments = arguments[arguments.index(str(script.relative_to(ROOT))) + 1 :]
-        spec = importlib.util.spec_from_file_location(script.stem, script)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.parse_args(arguments)
+        script = next(word for word in arguments if word.startswith("examples/"))
+        load_example(script.removeprefix("examples/")).parse_args(arguments[arguments.index(script) + 1 :])
     else:
         allowed = r'pytest|pip install -c constraints\.txt -e (\.|"\.\[(train|test|docs|space|all)\]")'
         assert re.fullmatch(allowed, command), f"nothing checks the command {command!r}"

@@ -1,13 +1,12 @@
-import importlib.util
 import json
 import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from example_scripts import load_example
 from PIL import Image
 from torch import nn
 from transformers import (
@@ -33,7 +32,6 @@ from rdtf_diffusers.data.keyframes import (
 )
 
 
-BENCHMARK = Path(__file__).parents[1] / "examples" / "benchmarks" / "keyframes.py"
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 TINY_VISION = {**TINY, "image_size": 16, "patch_size": 8}
 
@@ -243,10 +241,7 @@ def test_timm_features_are_the_first_fully_connected_layer(monkeypatch):
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("keyframes_benchmark", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("benchmarks/keyframes.py")
 
 
 def test_the_benchmark_counts_what_is_missed_and_repeated(benchmark):

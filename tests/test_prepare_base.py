@@ -1,28 +1,19 @@
 """Pruning a text encoder: what is kept gives the same embeddings as before, and every word can still be spelled."""
 
-import importlib.util
 import json
 import string
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from example_scripts import load_example
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from rdtf_diffusers import StickerGenerationPipeline
 
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "prepare_base.py"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
 WORDS = ["the", "jumping", "zebra", "volcano", "unused", "ball", "red", "and", "while"]
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("prepare_base", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_pruned_encoder_equals_the_original_on_what_it_keeps(tmp_path, capsys):
@@ -39,7 +30,7 @@ def test_pruned_encoder_equals_the_original_on_what_it_keeps(tmp_path, capsys):
     rows = [{"text": "red ball", "keywords": ["volcano", "zebra", "volcano"]}, {"text": "the red ball"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
-    script = load_script()
+    script = load_example("prepare_base.py")
     kept = len(SPECIAL) + len(LETTERS) + 6  # red, ball, the; jumping, and, while from the motions
     folders = ["--vae", str(tmp_path / "vae"), "--text_encoder", str(tmp_path / "text")]
     options = ["--caption_files", str(tmp_path / "metadata.jsonl"), "--num_layers", "2", "--max_length", "12"]

@@ -1,19 +1,15 @@
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from example_scripts import load_example
 from PIL import Image
 
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "train_autoencoder.py"
-specification = importlib.util.spec_from_file_location("train_autoencoder", SCRIPT)
-script = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(script)
+script = load_example("train_autoencoder.py")
 
 
 def tiny_vae(**options):

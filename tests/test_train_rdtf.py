@@ -6,6 +6,7 @@ import pytest
 import torch
 from example_scripts import load_example
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_models import TINY_UNET
 
 from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.training.run_state import warn_if_bf16_is_slow
@@ -14,14 +15,7 @@ from rdtf_diffusers.training.run_state import warn_if_bf16_is_slow
 @pytest.fixture(scope="module")
 def script():
     module = load_example("train_rdtf.py")
-    module.PRESETS["tiny"] = {
-        "block_out_channels": (16, 16),
-        "layers_per_block": 1,
-        "attention_head_dim": 8,
-        "norm_num_groups": 8,
-        "sti_num_heads": 1,
-        "sti_head_dim": 8,
-    }
+    module.PRESETS["tiny"] = TINY_UNET
     return module
 
 

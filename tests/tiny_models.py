@@ -21,6 +21,16 @@ TEXT_WIDTH = 16
 SECOND_TEXT_WIDTH = 12
 
 
+TINY_UNET = {  # a preset of the training script
+    "block_out_channels": (16, 16),
+    "layers_per_block": 1,
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+    "sti_num_heads": 1,
+    "sti_head_dim": 8,
+}
+
+
 def make_unet(**config) -> UNetDiscreteFrameModel:
     torch.manual_seed(0)
     defaults = {
