@@ -22,6 +22,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizer
 
 from rdtf_diffusers import StickerGenerationPipeline
+from rdtf_diffusers.data.layers import LAYERS, NUMBERS, SIDES, SIZES
 from rdtf_diffusers.data.procedural import MOTIONS, SPEEDS
 
 
@@ -55,10 +56,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def motion_phrases() -> list[str]:
-    """Every word with which procedural motion describes itself."""
+    """Every word with which procedural motions and layers describe themselves."""
     choices = [SPEEDS, *(group for motion in MOTIONS.values() for group in (motion.sides, motion.amounts) if group)]
-    phrases = [phrase for group in choices for side in group for phrase in side]
-    return [*phrases, *(verb for motion in MOTIONS.values() for verb in motion.verbs), "and while"]
+    phrases = [phrase for group in (*choices, NUMBERS, SIZES, SIDES) for side in group for phrase in side]
+    phrases += [verb for motion in MOTIONS.values() for verb in motion.verbs]
+    phrases += [word for layer in LAYERS.values() for word in (*(layer.nouns or ()), *layer.phrases, *layer.colours)]
+    return [*(phrase.replace("{}", "") for phrase in phrases), "and while a an"]
 
 
 def count_pieces(args: argparse.Namespace, tokenizer) -> tuple[Counter, list[str]]:

@@ -90,6 +90,8 @@ def test_captions_of_moving_pictures_take_varied_forms():
     assert len({caption.removesuffix(", flat emoji") for caption in drawn}) >= 3
     with_article = {describe("The sun", "jumping", np.random.default_rng(seed)) for seed in range(60)}
     assert with_article == {"The sun, jumping", "The sun jumping", "jumping The sun"}
+    behind = {describe("dog", "with hearts", np.random.default_rng(seed), may_lead=False) for seed in range(60)}
+    assert behind == {"dog, with hearts", "dog with hearts", "a dog with hearts"}
     assert describe("", "jumping", np.random.default_rng(0)) == "jumping"
     plain = {describe("dog", "jumping", np.random.default_rng(seed)) for seed in range(60)}
     assert "dog, jumping" in plain and not any(caption.endswith(", ") for caption in plain)

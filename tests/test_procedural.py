@@ -1,11 +1,27 @@
+import importlib.util
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
-from rdtf_diffusers.data.procedural import MOTIONS, Pose, animate, render
-
-
-GONE_AT_FIRST = {"slide in", "fade in", "drop"}
+from rdtf_diffusers.data.layers import LAYERS
+from rdtf_diffusers.data.procedural import (
+    ALIASES,
+    ENTRANCES,
+    EXITS,
+    MOTIONS,
+    PARTNERS,
+    SPEEDS,
+    Place,
+    Pose,
+    animate,
+    render,
+)
 
 
 def ball(side=48):
@@ -25,7 +41,7 @@ def centre_of_mass(clip):
 
 def test_a_resting_picture_keeps_its_pixels():
     picture = ball()
-    clip = render(picture, Pose(), num_frames=3, size=64, left=5, top=11)
+    clip = render(picture, Pose(), num_frames=3, place=Place(64, 48, 5, 11))
     inside = clip[:, :, 11:59, 5:53]
     torch.testing.assert_close(inside, (picture * 2 - 1).expand(3, -1, -1, -1), atol=1e-4, rtol=0)
     assert (clip[:, 3, :11] == -1).all() and (clip[:, 3, :, 53:] == -1).all()
@@ -33,18 +49,18 @@ def test_a_resting_picture_keeps_its_pixels():
 
 def test_poses_move_turn_and_scale_as_they_say():
     picture = ball(32)
-    clip = render(picture, Pose(x=np.array([0.0, 0.25]), y=0.125), num_frames=2, size=64, left=8, top=16)
+    clip = render(picture, Pose(x=np.array([0.0, 0.25]), y=0.125), num_frames=2, place=Place(64, 32, 8, 16))
     x, y = centre_of_mass(clip)
     torch.testing.assert_close(x, torch.tensor([23.5, 39.5]), atol=1e-2, rtol=0)
     torch.testing.assert_close(y, torch.tensor([39.5, 39.5]), atol=1e-2, rtol=0)
-    quarter = render(picture, Pose(angle=np.pi / 2), num_frames=1, size=32, left=0, top=0)[0]
+    quarter = render(picture, Pose(angle=np.pi / 2), num_frames=1, place=Place(32, 32, 0, 0))[0]
     torch.testing.assert_close(quarter, picture.rot90(-1, dims=(1, 2)) * 2 - 1, atol=1e-4, rtol=0)  # clockwise
-    mirrored = render(picture, Pose(scale_x=-1.0), num_frames=1, size=32, left=0, top=0)[0]
+    mirrored = render(picture, Pose(scale_x=-1.0), num_frames=1, place=Place(32, 32, 0, 0))[0]
     torch.testing.assert_close(mirrored, picture.flip(2) * 2 - 1, atol=1e-4, rtol=0)
-    half = render(picture, Pose(scale_x=0.5, scale_y=0.5, pivot=1.0), num_frames=1, size=32, left=0, top=0)
+    half = render(picture, Pose(scale_x=0.5, scale_y=0.5).about(1), num_frames=1, place=Place(32, 32, 0, 0))
     x, y = centre_of_mass(half)  # shrinks towards the middle of the bottom edge
     torch.testing.assert_close(torch.stack([x[0], y[0]]), torch.tensor([15.5, 23.5]), atol=0.1, rtol=0)
-    faded = render(picture, Pose(opacity=0.25), num_frames=1, size=32, left=0, top=0)[0]
+    faded = render(picture, Pose(opacity=0.25), num_frames=1, place=Place(32, 32, 0, 0))[0]
     torch.testing.assert_close((faded + 1) / 2, picture * 0.25, atol=1e-4, rtol=0)
 
 
@@ -59,7 +75,7 @@ def test_every_motion_is_plain_valid_and_at_rest_first(motion):
         assert (frames[:, :3] <= frames[:, 3:] + 1e-5).all() and (frames[:, 1].abs() < 1e-5).all()  # no fringes
         biggest = (frames - frames[:1]).abs().amax(dim=(1, 2, 3)).max()
         assert biggest > 0.2, f"{clip.phrase} hardly moves"
-        rest = -1 if motion in GONE_AT_FIRST else 0
+        rest = -1 if motion in ENTRANCES else 0
         bounds = [(frames[rest, 3] > 0.5).any(dim=axis).sum() for axis in (0, 1)]
         assert abs(bounds[0] - bounds[1]) <= 1 and bounds[0] >= 0.85 * 0.6 * 64  # the whole disc
 
@@ -69,14 +85,42 @@ def test_cyclic_motions_close_after_the_clip(motion):
     index = np.arange(9)
     for cycles in (1, 2):
         pose = MOTIONS[motion].pose(index / 8 * cycles, 0.7, 1)
-        clip = render(ball(), pose, num_frames=9, size=64, left=8, top=8)
+        clip = render(ball(), pose, num_frames=9, place=Place(64, 48, 8, 8))
         torch.testing.assert_close(clip[8], clip[0], atol=2e-3, rtol=0)
 
 
-def test_the_same_generator_gives_the_same_clip():
-    first, again, other = (animate(ball(), np.random.default_rng(seed)) for seed in (3, 3, 4))
-    assert torch.equal(first.frames, again.frames) and first.phrase == again.phrase
-    assert first.phrase != other.phrase
+def test_poses_are_those_of_affine_grid():
+    """A slow reference: forward matrices, inverted one by one, through torch's own affine_grid."""
+    picture, place = ball(40), Place(64, 40, 9, 17)
+    swing = Pose(angle=np.linspace(-0.7, 0.9, 5), scale_y=0.8).about(-1)
+    pose = swing.combine(Pose(x=np.linspace(0, 0.2, 5), y=-0.1, scale_x=np.linspace(1, -0.6, 5)))
+    thetas = []
+    for frame in range(5):
+        angle, x = pose.angle[frame], pose.x[frame]
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        pivot, swung = np.array([0, -1]), turn @ np.diag([1, 0.8])
+        matrix = np.eye(3)
+        matrix[:2, :2] = 40 / 64 * turn @ np.diag([pose.scale_x[frame], 0.8])
+        rest = np.array([2 * 9 + 40, 2 * 17 + 40]) / 64 - 1
+        matrix[:2, 2] = rest + 2 * np.array([x, -0.1]) + 40 / 64 * (pivot - swung @ pivot)
+        thetas.append(np.linalg.inv(matrix)[:2])
+    grid = F.affine_grid(torch.from_numpy(np.stack(thetas)).float(), (5, 4, 64, 64), align_corners=False)
+    expected = F.grid_sample(picture.expand(5, -1, -1, -1), grid, align_corners=False) * 2 - 1
+    torch.testing.assert_close(render(picture, pose, 5, place), expected, atol=1e-4, rtol=0)
+
+
+def test_the_same_generator_gives_the_same_clip_and_no_other_generator_is_touched():
+    np.random.seed(0)
+    torch.manual_seed(0)
+    numbers, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    phrases = set()
+    for seed in range(30):
+        clip, again = (animate(ball(), np.random.default_rng(seed)) for _ in range(2))
+        assert torch.equal(clip.frames, again.frames)
+        assert (clip.phrase, clip.motions, clip.layer) == (again.phrase, again.motions, again.layer)
+        phrases.add(clip.phrase)
+    assert len(phrases) > 25
+    assert (np.random.get_state()[1] == numbers).all() and torch.equal(torch.get_rng_state(), torch_state)
 
 
 def test_captions_say_direction_speed_and_amount():
@@ -106,14 +150,57 @@ def test_captions_say_direction_speed_and_amount():
     assert np.mean(height["high"]) > 1.4 * np.mean(height["low"])
 
 
-def test_some_clips_have_two_motions_and_all_are_drawn():
+def test_shares_of_pairs_and_layers_and_all_are_drawn():
     rng = np.random.default_rng(0)
-    clips = [animate(ball(24), rng, size=32) for _ in range(400)]
+    clips = [animate(ball(24), rng, size=32) for _ in range(600)]
     pairs = [clip for clip in clips if len(clip.motions) == 2]
-    assert 0.12 < len(pairs) / len(clips) < 0.28
-    assert all(" and " in clip.phrase or " while " in clip.phrase for clip in pairs)
+    layered = [clip for clip in clips if clip.layer]
+    still = [clip for clip in layered if not clip.motions]
+    assert 0.11 < len(pairs) / len(clips) < 0.21
+    assert 0.15 < len(layered) / len(clips) < 0.25 and 0.3 < len(still) / len(layered) < 0.5
+    assert all(clip.motions or clip.layer for clip in clips)
     assert {name for clip in clips for name in clip.motions} == set(MOTIONS)
-    assert len({clip.phrase for clip in clips}) > 200
+    assert {clip.layer for clip in layered} == set(LAYERS)
+    assert len({clip.phrase for clip in clips}) > 400
+
+
+def test_two_motions_never_contradict_each_other():
+    for first, second in (("fade in", "fade out"), ("zoom in", "zoom out"), ("rise", "fall"), ("slide in", "rise")):
+        assert second not in PARTNERS[first] and first not in PARTNERS[second]
+    assert all(PARTNERS[name] and name not in PARTNERS[name] for name in MOTIONS)
+    assert not any(PARTNERS[name] & EXITS for name in ENTRANCES)
+    assert {"spin", "fade out", "slide out"} <= PARTNERS["jump"] | PARTNERS["bounce"]
+
+
+def test_two_speeds_are_both_said():
+    slow, fast = (re.compile("|".join(words)) for words in SPEEDS)
+    rng = np.random.default_rng(1)
+    clips = [animate(ball(24), rng, size=16) for _ in range(600)]
+    said = [
+        (len(slow.findall(clip.phrase)), len(fast.findall(clip.phrase))) for clip in clips if len(clip.motions) == 2
+    ]
+    assert set(said) <= {(0, 0), (0, 1), (1, 0), (0, 2), (2, 0), (1, 1)}
+    # Speeds differ in half of the pairs; were words left out then, too, they would differ in a third of the captions.
+    assert 0.4 < said.count((1, 1)) / len(said) < 0.6
+
+
+def test_a_turn_is_about_the_own_centre_also_of_a_picture_that_jumps():
+    time = np.arange(8) / 8
+    pose = MOTIONS["jump"].pose(time, 0.5, 1).combine(MOTIONS["spin"].pose(time, 0.5, 1))
+    x, y = centre_of_mass(render(ball(32), pose, 8, Place(96, 32, 32, 56)))
+    height = -pose.y * 96
+    torch.testing.assert_close(x, torch.full((8,), 47.5), atol=0.2, rtol=0)
+    assert (y - (71.5 - torch.from_numpy(height).float())).abs().max() < 5  # but for squashing in the crouch
+
+
+def test_the_motions_people_ask_for_are_there():
+    asked = (
+        "bounce, spin, coin flip, shake, swing, pulse, slide in, slide out, fade in, fade out, blink, squash, float"
+    )
+    for name in f"{asked}, zoom in, zoom out, drop, circle, roll, wave".split(", "):
+        assert ALIASES.get(name, name) in MOTIONS
+    coin = animate(ball(), np.random.default_rng(0), motion="coin flip")
+    assert coin.motions == ("flip",) and "coin" in coin.phrase
 
 
 @pytest.mark.parametrize(("num_frames", "size"), [(1, 32), (5, 48), (16, 40)])
@@ -129,3 +216,25 @@ def test_wrong_arguments_are_named():
         animate(torch.zeros(3, 8, 8), np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"`motion` must be one of bounce, .*, got 'teleport'"):
         animate(torch.zeros(4, 8, 8), np.random.default_rng(0), motion="teleport")
+    with pytest.raises(ValueError, match=r"`layer` must be one of hearts, .*, got 'bees'"):
+        animate(torch.zeros(4, 8, 8), np.random.default_rng(0), layer="bees")
+
+
+def test_the_benchmark_measures_and_its_peer_draws_the_same(tmp_path, capsys):
+    path = Path(__file__).parents[1] / "examples" / "benchmarks" / "procedural.py"
+    spec = importlib.util.spec_from_file_location("benchmark_procedural", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    picture, place = ball(32), Place(48, 32, 6, 11)
+    image = Image.frombytes("RGBa", (32, 32), (picture * 255).round().byte().permute(1, 2, 0).numpy().tobytes())
+    for name in ("swing", "jump", "fade out", "roll"):
+        pose = MOTIONS[name].pose(np.arange(8) / 8, 0.5, 1)
+        ours, peers = render(picture, pose, 8, place), benchmark.pillow_render(image, pose, 8, place)
+        assert (ours - peers).abs().mean() < 0.01
+    files = {"--json": tmp_path / "figures.json", "--picture": tmp_path / "sheet.png"}
+    options = [word for option, file in files.items() for word in (option, str(file))]
+    benchmark.main(["--clips", "1", "--repeats", "1", "--size", "16", "--picture_size", "16", *options])
+    rows = json.loads(files["--json"].read_text())["rows"]
+    assert len(rows) == 1 + len(MOTIONS) + len(LAYERS) and all(row["ours"] > 0 for row in rows)
+    assert "everything" in capsys.readouterr().out
+    assert Image.open(files["--picture"]).width == 2 * 8 * 18 + 10

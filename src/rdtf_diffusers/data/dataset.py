@@ -27,15 +27,16 @@ logger = logging.getLogger(__name__)
 MAX_PIECES = 64  # that local files are divided into when they are streamed
 
 
-def describe(caption: str, phrase: str, rng: np.random.Generator) -> str:
+def describe(caption: str, phrase: str, rng: np.random.Generator, may_lead: bool = True) -> str:
     """A caption for a picture in motion, in varied forms; the style after the last comma is kept in half of the draws.
 
-    "dog, flat emoji" and "jumping high" give "a dog jumping high", "dog, jumping high, flat emoji" and the like.
+    "dog, flat emoji" and "jumping high" give "a dog jumping high", "dog, jumping high, flat emoji" and the like, and
+    "jumping high dog" if the phrase `may_lead`.
     """
     subject, comma, style = caption.rpartition(", ") if ", " in caption else (caption, "", "")
     if not subject.strip():
         return phrase
-    forms = [f"{subject}, {phrase}", f"{subject} {phrase}", f"{phrase} {subject}"]
+    forms = [f"{subject}, {phrase}", f"{subject} {phrase}", *([f"{phrase} {subject}"] if may_lead else [])]
     if subject.split()[0].lower() not in ("a", "an", "the"):
         forms.append(f"{'an' if subject[0].lower() in 'aeiou' else 'a'} {subject} {phrase}")
     return str(rng.choice(forms)) + (comma + style if rng.random() < 0.5 else "")
@@ -97,7 +98,7 @@ class ClipMaker:
         picture = frames_to_clip(animation.frames, max(animation.frames.shape[1:3])).add(1).div(2)[0]  # (4, S, S)
         motion = animate(picture, rng, self.num_frames, self.size)
         clip = motion.frames if self.channels == 4 else over_white(motion.frames)
-        return clip, describe(caption, motion.phrase, rng)
+        return clip, describe(caption, motion.phrase, rng, may_lead=motion.layer is None)
 
     def sample(
         self,
