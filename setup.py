@@ -11,7 +11,15 @@ VERSION = re.search(
     r'^__version__ = "([^"]+)"', (ROOT / "src/rdtf_diffusers/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
 ).group(1)
 
-TRAIN = ["datasets>=4.0", "peft>=0.19", "scikit-learn>=1.4", "tensorboard>=2.16"]
+TRAIN = [
+    "datasets>=4.0",
+    "jinja2>=3.1",
+    "peft>=0.19",
+    "scikit-learn>=1.4",
+    "scipy>=1.11",
+    "tensorboard>=2.16",
+    "tqdm>=4.66",
+]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 SPACE = ["gradio>=6.0"]
 LOTTIE = ["rlottie-python>=1.3.6"]  # LGPL

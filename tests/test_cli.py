@@ -1,4 +1,4 @@
-"""`rdtf-diffusers generate`: what it passes on, what it writes, and how it refuses."""
+"""`rdtf-diffusers`: what its commands pass on, what they write, and how they refuse."""
 
 import json
 from unittest.mock import Mock
@@ -11,6 +11,7 @@ from PIL import Image, ImageSequence
 
 from rdtf_diffusers import cli
 from rdtf_diffusers.checkpoints import SETTINGS_FILE
+from rdtf_diffusers.data import report
 
 
 class Recorder:
@@ -212,3 +213,80 @@ def test_the_bundled_model_draws_the_same_sticker_again(tmp_path, suffix):
     np.testing.assert_array_equal(frames[0][..., 3], 255)  # the given frame, as it was given
     tolerance = 4 if suffix == "gif" else 0  # a GIF's palette rounds
     assert np.abs(frames[0][..., :3].astype(int) - (255, 0, 0)).max() <= tolerance
+
+
+@pytest.fixture
+def stickers(monkeypatch, tmp_path):
+    """The working directory holds `stickers`, with three good pictures and no captions."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stickers").mkdir()
+    for colour in ("red", "green", "blue"):
+        Image.effect_noise((20, 20), 80).save(f"stickers/{colour}.png")
+    return tmp_path / "stickers"
+
+
+def check_data(*arguments: str) -> int:
+    """The exit code, whichever way it is given."""
+    try:
+        return cli.main(["check-data", *arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_good_data(stickers, capsys):
+    assert check_data("stickers", "--html", "page.html", "--json", "all.json") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("stickers\n  rows          3\n") and printed.err == ""
+    content = json.loads((stickers.parent / "all.json").read_text())
+    assert (content["rows"], content["empty_captions"]) == (3, 3)
+    assert "<title>stickers: data report</title>" in (stickers.parent / "page.html").read_text()
+
+
+def test_bad_files_are_named_and_the_exit_code_says_so(stickers, capsys):
+    (stickers / "broken.gif").write_bytes(b"GIF89a")
+    assert check_data("stickers") == 1
+    assert "stickers/broken.gif: " in capsys.readouterr().out
+    assert check_data("stickers", "--limit", "1") == 0  # blue.png
+    assert "rows          1" in capsys.readouterr().out
+
+
+def test_columns_and_workers_are_passed_on(stickers, capsys, monkeypatch):
+    (stickers / "metadata.jsonl").write_text('{"file_name": "red.png", "title": "a red one", "text": ""}\n')
+    monkeypatch.setattr(report, "check", Mock(wraps=report.check))
+    assert check_data("stickers", "--caption-column", "title", "--workers", "3") == 0
+    assert "3 to 3 words" in capsys.readouterr().out
+    assert report.check.call_args.kwargs == {"workers": 3}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "required: PATH"),
+        (["nowhere"], "'nowhere' is neither a file, nor a folder, nor a Hub id"),
+        (["/no/such/folder"], "is neither a file, nor a folder, nor a Hub id"),
+        (["stickers/red.png"], "is a file, but neither .jsonl nor .tar"),
+        (["empty"], "neither a folder with metadata.jsonl or stickers"),
+        (["broken"], "metadata.jsonl, line 1: not JSON"),
+        (["stickers", "--workers", "0"], "--workers: must be a whole number from 1"),
+        (["stickers", "--limit", "0"], "--limit: must be a whole number from 1"),
+        (["stickers", "--html", "nowhere/page.html"], "no folder 'nowhere'"),
+        (["stickers", "--json", "stickers"], "'stickers' cannot be written"),
+    ],
+)
+def test_data_that_cannot_be_checked_is_refused_in_one_line(stickers, capsys, arguments, message):
+    for name in ("empty", "broken"):
+        (stickers.parent / name).mkdir()
+    (stickers.parent / "broken/metadata.jsonl").write_text("{")
+    before = sorted(stickers.parent.rglob("*"))
+    assert check_data(*arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert sorted(stickers.parent.rglob("*")) == before
+
+
+def test_an_interrupted_check_writes_nothing(stickers, capsys, monkeypatch):
+    monkeypatch.setattr(report.Report, "html", Mock(side_effect=KeyboardInterrupt))
+    assert check_data("stickers", "--json", "all.json", "--html", "page.html") == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert [path.name for path in stickers.parent.iterdir()] == ["stickers"]

@@ -46,9 +46,11 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, workplace):
 def test_commands(command, workplace):
     program, *arguments = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     if program == "rdtf-diffusers":
+        (workplace / "stickers").mkdir()
+        (workplace / "stickers" / "dog.webp").symlink_to(ROOT / "docs" / "images" / "dog.webp")
         assert cli.main(arguments) == 0
-        output = cli.build_parser().parse_args(arguments).output
-        assert output.stat().st_size > 0
+        if arguments[0] == "generate":
+            assert cli.build_parser().parse_args(arguments).output.stat().st_size > 0
     elif program in ("accelerate", "python"):
         script = next(word for word in arguments if word.startswith("examples/"))
         load_example(script.removeprefix("examples/")).parse_args(arguments[arguments.index(script) + 1 :])

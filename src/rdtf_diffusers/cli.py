@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_sticker_generation import StickerGenerationPipeline
 
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line, without the usage."""
 
@@ -48,9 +51,14 @@ def output_path(text: str) -> Path:
     """A place where a sticker can be written, in a format that its suffix names."""
     from .stickers.encode import FORMATS
 
-    path = Path(text)
-    if path.suffix.lower() not in FORMATS:
+    if Path(text).suffix.lower() not in FORMATS:
         raise argparse.ArgumentTypeError(f"must end in one of {', '.join(FORMATS)}, not {text!r}")
+    return writable_path(text)
+
+
+def writable_path(text: str) -> Path:
+    """A place where a file can be written."""
+    path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
@@ -66,8 +74,20 @@ def model_source(text: str) -> str:
             raise argparse.ArgumentTypeError(f"{text!r} is no checkpoint: it holds no model_index.json")
         if '"_class_name"' not in index.read_text(encoding="utf-8", errors="replace"):
             raise argparse.ArgumentTypeError(f"{text!r} is no checkpoint: its model_index.json names no pipeline")
-    elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
+    elif not HUB_ID.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a folder nor a Hub id of the form OWNER/NAME")
+    return text
+
+
+def data_source(text: str) -> str:
+    """A folder, a list of files, a tar file, or what may be a data set on the Hub."""
+    path = Path(text)
+    if path.is_file() and path.suffix not in (".jsonl", ".tar"):
+        raise argparse.ArgumentTypeError(f"{text!r} is a file, but neither .jsonl nor .tar")
+    if not path.exists() and not HUB_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a file, nor a folder, nor a Hub id of the form OWNER/NAME"
+        )
     return text
 
 
@@ -155,7 +175,7 @@ def load_pipeline(model: str, device: str | None) -> "StickerGenerationPipeline"
     return pipe
 
 
-def generate(args: argparse.Namespace) -> None:
+def generate(args: argparse.Namespace) -> int:
     """Makes one sticker, saves it, and prints where it is."""
     frames = known_frames(args)
     model = args.model or demo_checkpoint()
@@ -182,6 +202,30 @@ def generate(args: argparse.Namespace) -> None:
     metadata |= {"seed": seed, "loop": args.loop, **settings}
     save_sticker(sticker, args.output, fps=args.fps, metadata=metadata if args.metadata else None)
     print(args.output)
+    return 0
+
+
+def check_data(args: argparse.Namespace) -> int:
+    """Reads every file of a data set and prints what was found; 1 if there are files that cannot be read."""
+    try:
+        from huggingface_hub import logging
+
+        from .data.report import check, write_file
+        from .data.rows import load_rows
+
+        logging.set_verbosity_error()
+        rows = load_rows(args.data, args.caption_column, args.image_column, args.split)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}; it comes with pip install 'rdtf_diffusers[train]'") from error
+    if args.limit is not None:
+        rows = rows.select(range(min(args.limit, len(rows))))
+    report = check(args.data, rows, workers=args.workers)
+    files = {args.json: report.json, args.html: report.html}
+    contents = {path: render(rows) for path, render in files.items() if path is not None}  # all, before any is written
+    for path, content in contents.items():
+        write_file(path, content)
+    print(report.text())
+    return 1 if report.bad else 0
 
 
 def build_parser() -> Parser:
@@ -189,6 +233,13 @@ def build_parser() -> Parser:
     parser = Parser(prog="rdtf-diffusers", description="Animated stickers from text and pictures.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_generate(commands)
+    add_check_data(commands)
+    return parser
+
+
+def add_generate(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """`generate` and its options."""
     make = commands.add_parser(
         "generate",
         help="make an animated sticker",
@@ -233,22 +284,51 @@ def build_parser() -> Parser:
         "--image-guidance-scale", metavar="X", type=number(float, 0, 100), help="weight of the pictures"
     )
     tuning.add_argument("--eta", metavar="X", type=number(float, 0, 1), help="share of fresh noise in each step")
-    return parser
+
+
+def add_check_data(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """`check-data` and its options."""
+    look = commands.add_parser(
+        "check-data",
+        help="say what a data set holds",
+        description="Reads every file of a data set and prints counts, times, sizes, copies, and what the default "
+        "filters would drop. Files that cannot be read are named, and the exit code is 1 if there are any.",
+    )
+    look.set_defaults(run=check_data)
+    look.add_argument(
+        "data", metavar="PATH", type=data_source, help="a folder, a JSONL or tar file, or a data set's id on the Hub"
+    )
+    look.add_argument("--html", metavar="FILE", type=writable_path, help="write a page with contact sheets")
+    look.add_argument("--json", metavar="FILE", type=writable_path, help="write everything, for programs")
+    look.add_argument(
+        "--caption-column", metavar="NAME", help="the column with the captions (default: the usual ones)"
+    )
+    look.add_argument("--image-column", metavar="NAME", help="the column with the files (default: the usual ones)")
+    look.add_argument("--split", default="train", help="the split (default: %(default)s)")
+    look.add_argument("--limit", metavar="N", type=number(int, 1, 2**63 - 1), help="look at the first N rows only")
+    look.add_argument(
+        "--workers",
+        metavar="N",
+        type=number(int, 1, 1000),
+        default=os.cpu_count() or 1,
+        help="processes that read files (default: one a core)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line (by default the process's) and returns its exit code: 0, 2 (user error) or 130 (Ctrl-C).
+    """Runs a command line (by default the process's) and returns its exit code.
+
+    0 is success, 1 a data set with bad files, 2 a user error and 130 Ctrl-C.
 
     Raises:
         SystemExit: after `--help` and `--version`, and with code 2 if the arguments cannot be understood.
     """
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args)
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
         print(f"rdtf-diffusers {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0

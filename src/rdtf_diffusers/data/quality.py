@@ -20,9 +20,9 @@ from .animation import Animation
 CELLS = 32  # motion and hashes look at frames averaged to this many cells a side
 HASH_PARTS = 4  # equal parts of the time, each with bits of its own
 HASH_FREQUENCIES = 8
-# A coefficient counts as positive above this share of the range from black to white. Symmetric pictures, and most
-# stickers are, have half of their coefficients at 0, where rounding alone would decide the bit.
-HASH_TOLERANCE = np.array([[0.002], [0.004]])  # of grey, of alpha
+# A coefficient counts as positive or negative from this share of the range from black to white on. Symmetric pictures,
+# and most stickers are, have half of their coefficients at 0, where rounding alone would decide about the sign.
+HASH_TOLERANCE = np.array([[0.004], [0.008]])  # of grey, of alpha
 HASH_LEVELS = 16
 BUCKET_WINDOW = 256
 SET_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
@@ -143,17 +143,18 @@ class Filters:
         return None
 
     def reason(self, animation: Animation, row: Mapping[str, Any]) -> str | None:
-        """Why an animation of a row would be dropped, "near-static: motion 0.0003 below 0.0015"; None if it is kept."""
+        """Why an animation of a row would be dropped, "near-static: motion 0.0003 below 0.0015"; None if kept."""
         return self.judge(measure(animation, row))
 
 
 def perceptual_hash(animation: Animation) -> np.ndarray:
-    """Bits (87,) uint8 that hardly change when an animation is resized, encoded again or loses every other frame.
+    """Bits (150,) uint8 that hardly change when an animation is resized, encoded again or loses every other frame.
 
     Its time is cut into four equal parts: means over time do not jump with rounded durations, as picked frames do. Of
-    each part's mean picture it holds the signs of the 63 lowest frequencies above the mean (DCT, as pHash), once of
-    the drawing's grey less its own mean, once of alpha, so that neither a background colour nor the silhouette hides
-    the face; and the mean visible colour, each channel as a thermometer of 16 bits: a blue heart is no copy of a red.
+    each part's mean picture it holds the signs (a bit for plus, a bit for minus) of the 63 lowest frequencies above
+    the mean (DCT, as pHash), once of the drawing's grey less its own mean, once of alpha, so that neither a background
+    colour nor the silhouette hides the face; and the mean visible colour, each channel as a thermometer of 16 bits: a
+    blue heart is no copy of a red one.
     """
     ends = np.cumsum(animation.durations) / animation.durations.sum() * HASH_PARTS  # in parts
     starts = np.concatenate([[0], ends[:-1]])
@@ -166,11 +167,11 @@ def perceptual_hash(animation: Animation) -> np.ndarray:
     low = dctn(np.stack([grey, alpha], axis=1), axes=(2, 3), norm="ortho") / CELLS
     low = low[..., :HASH_FREQUENCIES, :HASH_FREQUENCIES].reshape(HASH_PARTS, 2, -1)[..., 1:]  # (parts, 2, 63)
     levels = colour[..., None] > (np.arange(HASH_LEVELS) + 0.5) / HASH_LEVELS  # (parts, 3, 16)
-    bits = [low > HASH_TOLERANCE, levels]
+    bits = [low > HASH_TOLERANCE, low < -HASH_TOLERANCE, levels]
     return np.packbits(np.concatenate([bit.reshape(HASH_PARTS, -1) for bit in bits], axis=1))
 
 
-def near_duplicates(hashes: np.ndarray, max_distance: int = 12) -> list[list[int]]:
+def near_duplicates(hashes: np.ndarray, max_distance: int = 20) -> list[list[int]]:
     """Groups of hashes that differ in few bits, from one to the next.
 
     Hashes are cut into `max_distance` + 1 bands. Two that differ in at most `max_distance` bits agree in one band at
@@ -187,7 +188,7 @@ def near_duplicates(hashes: np.ndarray, max_distance: int = 12) -> list[list[int
     if not 0 <= max_distance < hashes.shape[1]:
         raise ValueError(f"`max_distance` must be from 0 to {hashes.shape[1] - 1} bits, got {max_distance}.")
     different, group_of = np.unique(_rows_as_keys(hashes), return_inverse=True)  # equal hashes need no comparison
-    different = different.view(np.uint8).reshape(len(different), -1)
+    different = different.view(np.uint8).reshape(-1, hashes.shape[1])
     bands = max_distance + 1
     pairs = [_close_pairs(different, different[:, band::bands], max_distance) for band in range(bands)]
     left, right = np.concatenate(pairs, axis=1)
