@@ -55,7 +55,7 @@ setup(
     },
     install_requires=[
         "accelerate>=1.10",
-        "av>=14",
+        "av>=18",
         "diffusers>=0.42,<1",
         "huggingface_hub>=1.32,<3",
         "numpy>=1.26",

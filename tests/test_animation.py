@@ -111,7 +111,7 @@ def test_other_things_are_refused_by_name(tmp_path):
     (tmp_path / "note.txt").write_text("no picture")
     for name, reason in [
         ("none.gif", "No such file"),
-        ("note.txt", "not a GIF, PNG, WebP or JPEG"),
+        ("note.txt", "not a GIF, PNG, WebP, JPEG"),
         ("", "directory"),
     ]:
         with pytest.raises(AnimationError, match=reason) as caught:
@@ -122,10 +122,10 @@ def test_other_things_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [
-        ({"max_bytes": 50}, "at most 50 are read"),
+        ({"max_bytes": 50}, "more than 50 bytes"),
         ({"max_frame_pixels": 479}, "24x20 pixels, at most 479"),
-        ({"max_frames": 3}, "4 frames, at most 3"),
-        ({"max_total_pixels": 1919}, "4 frames of 24x20, above 1919"),
+        ({"max_frames": 3}, "more than 3 frames"),
+        ({"max_total_pixels": 1919}, "4 frames of 24x20 are more than 1919 pixels"),
     ],
 )
 def test_sizes_are_bounded(limit, reason):

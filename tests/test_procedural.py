@@ -1,12 +1,11 @@
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from example_scripts import load_example
 from PIL import Image
 
 from rdtf_diffusers.data.layers import LAYERS
@@ -221,10 +220,7 @@ def test_wrong_arguments_are_named():
 
 
 def test_the_benchmark_measures_and_its_peer_draws_the_same(tmp_path, capsys):
-    path = Path(__file__).parents[1] / "examples" / "benchmarks" / "procedural.py"
-    spec = importlib.util.spec_from_file_location("benchmark_procedural", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_example("benchmarks/procedural.py")
     picture, place = ball(32), Place(48, 32, 6, 11)
     image = Image.frombytes("RGBa", (32, 32), (picture * 255).round().byte().permute(1, 2, 0).numpy().tobytes())
     for name in ("swing", "jump", "fade out", "roll"):

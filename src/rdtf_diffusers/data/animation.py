@@ -1,21 +1,18 @@
-"""Read any sticker file that Pillow knows into frames with their timing, and turn frames into clips.
+"""Read any sticker file into frames with their timing, and turn frames into clips.
 
 animation = read_animation("cat.webp")
 frames = animation.pick(8)                  # evenly spaced in time
 clip = frames_to_clip(frames, size=64)      # (8, 4, 64, 64) in [-1, 1]
 """
 
-import io
 import os
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+
+from .decoders import DECODING_ERRORS, Limits, decode
 
 
 MAX_BYTES = 32 * 2**20
@@ -23,9 +20,6 @@ MAX_FRAME_PIXELS = 4096 * 4096
 MAX_FRAMES = 1000
 MAX_TOTAL_PIXELS = 64 * 2**20
 DEFAULT_DURATION_MS = 100
-FORMATS = ("GIF", "PNG", "WEBP", "JPEG")
-# What Pillow's decoders raise for broken files
-READING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 
 class AnimationError(ValueError):
@@ -66,28 +60,6 @@ def evenly_timed(durations: np.ndarray, count: int) -> np.ndarray:
     return np.searchsorted(ends, times + 1e-6, side="right").clip(max=len(ends) - 1)
 
 
-def _decode(
-    picture: Image.Image, max_frame_pixels: int, max_frames: int, max_total_pixels: int
-) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield (RGBA frame, milliseconds) for every frame, refusing sizes above the limits before they are decoded."""
-    num_frames = getattr(picture, "n_frames", 1)
-    first = 1 if picture.info.get("default_image") else 0  # an APNG's still for old readers, no part of the animation
-    pixels = picture.width * picture.height
-    if pixels > max_frame_pixels:
-        raise ValueError(f"{picture.width}x{picture.height} pixels, at most {max_frame_pixels} pixels are read")
-    if num_frames > max_frames:
-        raise ValueError(f"{num_frames} frames, at most {max_frames} are read")
-    if num_frames * pixels > max_total_pixels:
-        raise ValueError(f"{num_frames} frames of {picture.width}x{picture.height}, above {max_total_pixels} pixels")
-    for index in range(first, num_frames):
-        picture.seek(index)
-        picture.load()  # WebP frames know their duration only after this
-        frame = ImageOps.exif_transpose(picture) if num_frames == 1 else picture
-        if frame.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
-            frame = Image.fromarray((np.asarray(frame) >> 8).astype(np.uint8))
-        yield np.asarray(frame.convert("RGBA")), picture.info.get("duration") or DEFAULT_DURATION_MS
-
-
 def read_animation(
     file: str | os.PathLike | bytes,
     source: str | None = None,
@@ -97,34 +69,37 @@ def read_animation(
     max_frames: int = MAX_FRAMES,
     max_total_pixels: int = MAX_TOTAL_PIXELS,
 ) -> Animation:
-    """Read a GIF, APNG, animated WebP, PNG or JPEG with every frame and its timing.
+    """Read a GIF, APNG, animated WebP, WebM, MP4, TGS, Lottie JSON, PNG or JPEG with every frame and its timing.
+
+    The format is told by the content; the file's suffix does not matter.
 
     Args:
         file: a path, or the file's bytes.
         source: the name used in messages; the path by default.
         max_bytes: largest file read; the other limits bound pixels per frame, frames, and pixels of all frames
-            together, so that a small hostile file cannot fill the memory.
+            together. They act before anything is decoded, so that a small hostile file cannot fill the memory.
 
-    A missing or zero duration becomes 100 ms, as in browsers. EXIF orientation is applied to stills.
+    Missing durations become 100 ms and so do, in GIF, APNG and WebP, those of 10 ms and less, as browsers show them.
+    Stills are turned as their EXIF orientation says, videos as their rotation says.
 
     Raises:
-        AnimationError: the file is missing, too large, broken, cut short or not one of these formats.
+        AnimationError: the file is missing, too large, broken, cut short or not one of these formats; or it is a TGS
+            or Lottie file and rlottie-python is not installed.
     """
     source = source or (f"{len(file)} bytes" if isinstance(file, bytes) else os.fspath(file))
     try:
-        size = len(file) if isinstance(file, bytes) else os.path.getsize(file)
-        if size > max_bytes:
-            raise ValueError(f"{size} bytes, at most {max_bytes} are read")
-        data = file if isinstance(file, bytes) else Path(file).read_bytes()
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if picture.format == "GIF" and not data.rstrip(b"\0\r\n ").endswith(b";"):
-                raise ValueError("the file is cut short")  # Pillow would return the frames before the cut
-            frames, durations = zip(*_decode(picture, max_frame_pixels, max_frames, max_total_pixels), strict=True)
-        return Animation(np.stack(frames), np.asarray(durations, dtype=np.float64), source)
-    except Image.UnidentifiedImageError as error:
-        raise AnimationError(f"{source}: not a GIF, PNG, WebP or JPEG picture, or a broken one") from error
-    except READING_ERRORS as error:
+        if isinstance(file, bytes):
+            data = file
+        else:
+            with open(file, "rb") as stream:
+                data = stream.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise ValueError(f"more than {max_bytes} bytes")
+        frames, durations = zip(*decode(data, Limits(max_frame_pixels, max_frames, max_total_pixels)))
+    except DECODING_ERRORS as error:
         raise AnimationError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+    milliseconds = np.asarray(durations, dtype=np.float64)
+    return Animation(np.stack(frames), np.where(milliseconds > 0, milliseconds, DEFAULT_DURATION_MS), source)
 
 
 def premultiply(frames: np.ndarray) -> torch.Tensor:
