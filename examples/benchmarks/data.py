@@ -226,7 +226,7 @@ def print_report(figures: dict[str, Any]) -> None:
         f"{cache['peak_gb'] / files['peak_gb']:.2f} of the memory, and waits {cache['waiting_share']:.1%} (bar 5 %)"
     )
     for name, row in figures["2.1 million stickers"].items():
-        hours = f"{row['hours']:.0f} h, " if "hours" in row else ""
+        hours = f"{row['hours']:.1f} h, " if "hours" in row else ""
         print(f"2.1 million stickers, {name}: {hours}{row['gb']:,.0f} GB")
 
 
