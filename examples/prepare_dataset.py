@@ -15,12 +15,14 @@ import json
 import logging
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 from diffusers.utils import logging as diffusers_logging
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -31,6 +33,7 @@ from rdtf_diffusers.data.animation import AnimationError, frames_to_clip
 from rdtf_diffusers.data.dataset import ClipMaker
 from rdtf_diffusers.data.keyframes import KEYFRAME_METHODS, load_features
 from rdtf_diffusers.data.latents import (
+    PREPARATION_FILE,
     Preparation,
     fingerprint,
     read_dropped,
@@ -40,7 +43,7 @@ from rdtf_diffusers.data.latents import (
     write_shard,
 )
 from rdtf_diffusers.data.quality import Filters
-from rdtf_diffusers.data.rows import load_rows, read_row, row_name
+from rdtf_diffusers.data.rows import fingerprint_rows, load_rows, read_row, row_name
 from rdtf_diffusers.training.collator import DualMaskCollator, replace_words, row_generator
 from rdtf_diffusers.training.run_state import warn_if_bf16_is_slow
 
@@ -96,11 +99,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if not 0.0 <= args.text_word_drop_prob <= 1.0:
         parser.error(f"--text_word_drop_prob must be between 0 and 1, got {args.text_word_drop_prob}")
     args.max_keyframes = args.num_frames if args.max_keyframes is None else args.max_keyframes
-    if not 1 <= args.min_keyframes <= args.max_keyframes <= args.num_frames:
-        parser.error(
-            f"--min_keyframes {args.min_keyframes} and --max_keyframes {args.max_keyframes} must rise and stay within "
-            f"--num_frames {args.num_frames}"
-        )
 
 
 class PreparedRows(Dataset):
@@ -218,11 +216,12 @@ class Encoder:
         args, pipeline = self.args, self.pipeline
         channels, size = pipeline.vae.config.in_channels, args.resolution
         embeds, embeds_2 = self.text([""]) if args.text_variants else (None, None)
-        names = {f.name for f in Preparation.__dataclass_fields__.values()} & set(vars(args))
+        names = {field.name for field in fields(Preparation)} & set(vars(args)) - {"mixed_precision"}
         return Preparation(
             **{name: getattr(args, name) for name in names},
             sources=(*args.train_data_dir, *args.dataset_name),
             num_rows=len(rows.rows),
+            rows=tuple(fingerprint_rows(source) for source in rows.rows.datasets),
             filters=asdict(rows.filters),
             latent_shape=tuple(self.latents(torch.zeros(1, channels, size, size)).shape[1:]),
             text_shape=None if embeds is None else tuple(embeds.shape[1:]),
@@ -230,14 +229,16 @@ class Encoder:
             vae=fingerprint(pipeline.vae),
             text_encoder=fingerprint(pipeline.text_encoder),
             text_encoder_2=None if pipeline.text_encoder_2 is None else fingerprint(pipeline.text_encoder_2),
+            mixed_precision=self.accelerator.mixed_precision,
         )
 
 
 def prepare_shards(rows: PreparedRows, encoder: Encoder, made: Preparation) -> None:
     """Writes this process's share of the shards that are not there yet."""
     args, accelerator = encoder.args, encoder.accelerator
-    mine = range(accelerator.process_index, made.num_shards, accelerator.num_processes)
-    shards = [shard for shard in mine if not shard_path(args.output_dir, shard).is_file()]
+    missing = [shard for shard in range(made.num_shards) if not shard_path(args.output_dir, shard).is_file()]
+    (missing,) = broadcast_object_list([missing])  # one list for all, as the folder fills while it is looked at
+    shards = missing[accelerator.process_index :: accelerator.num_processes]
     numbers = [number for shard in shards for number in made.rows_of_shard(shard)]
     loader = DataLoader(rows, sampler=numbers, batch_size=None, num_workers=args.dataloader_num_workers)
     items = iter(loader)
@@ -293,13 +294,18 @@ def report(args: argparse.Namespace, made: Preparation) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prepares all shards; the last process to finish leaves a complete folder."""
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=30))  # a process may have shards left when others do not
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[patience])
     warn_if_bf16_is_slow(accelerator)
     encoder = Encoder(args, accelerator)
     rows = PreparedRows(args, encoder.pipeline.vae.config.in_channels)
     made = encoder.preparation(rows)
     if accelerator.is_main_process:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / PREPARATION_FILE).is_file():
+            raise ValueError(f"`output_dir` {folder} holds something else; give a new or empty folder.")
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        for unfinished in (folder / "shards").glob(".*"):  # of a process that was killed
+            unfinished.unlink()
         made.save(folder)
         blank = torch.zeros(1, encoder.pipeline.vae.config.in_channels, args.resolution, args.resolution)
         save_padding(folder, encoder.latents(blank)[0])

@@ -148,6 +148,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     """Refuses, in one line, what could only fail later."""
     if bool(args.train_data_dir or args.dataset_name) == bool(args.latent_cache):
         parser.error("give stickers to train on: --train_data_dir or --dataset_name, or else --latent_cache")
+    if args.latent_cache and args.streaming:
+        parser.error("--latent_cache is read from disk; leave --streaming out")
     steps = ("max_train_steps", "checkpointing_steps", "validation_steps", "validation_inference_steps")
     for name in ("resolution", "num_frames", "train_batch_size", "gradient_accumulation_steps", *steps):
         if getattr(args, name) < 1:
@@ -157,11 +159,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if not 0.0 <= args.procedural_fraction <= 1.0:
         parser.error(f"--procedural_fraction must be between 0 and 1, got {args.procedural_fraction}")
     args.max_keyframes = args.num_frames if args.max_keyframes is None else args.max_keyframes
-    if not 1 <= args.min_keyframes <= args.max_keyframes <= args.num_frames:
-        parser.error(
-            f"--min_keyframes {args.min_keyframes} and --max_keyframes {args.max_keyframes} must rise and stay within "
-            f"--num_frames {args.num_frames}"
-        )
     if args.validation_images and len(args.validation_images) != len(args.validation_prompts):
         parser.error(
             f"--validation_images must be as many as --validation_prompts ({len(args.validation_prompts)}), "

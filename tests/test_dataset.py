@@ -4,6 +4,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 from torch.utils.data import DataLoader
 
@@ -73,7 +74,7 @@ def test_three_channels_are_over_white(folder):
 
 
 def test_stills_are_set_in_motion_with_the_given_probability(folder):
-    clips = StickerClips([folder], ClipMaker(6, 32, procedural_fraction=0.5))
+    clips = StickerClips([folder], ClipMaker(6, 32, procedural_fraction=0.5, max_keyframes=6))
     lengths = []
     for epoch in range(100):
         item = by_row(clips, epoch)[1]
@@ -160,7 +161,7 @@ def test_clustering_and_even_spacing_choose_their_own_frames(folder):
 
 
 def test_keyframes_of_the_data_set_go_before_clustering(folder):
-    rows = [{"file_name": "moving.webp", "text": "a square", "keyframe_idx": [1, 3, 99]}]
+    rows = [{"file_name": "moving.webp", "text": "a square", "keyframe_idx": [3, 1, 99, 1]}]
     write_metadata(folder, rows)
     clips = StickerClips([folder], ClipMaker(size=32, min_keyframes=3, max_keyframes=3))
     assert (clips[0]["clip"][:, 3, 16] > 0).int().argmax(dim=1).tolist() == [3, 9, 3]  # there and back
@@ -177,6 +178,22 @@ def test_keyframes_are_worked_out_once(folder):
     for sample in range(40):
         clips[sample]
     assert calls == [4]
+
+
+def test_folders_and_parquet_stream_together(folder, tmp_path):
+    columns = {"image": [{"bytes": (folder / "0.png").read_bytes(), "path": None}], "caption": ["a red square"]}
+    features = Features({"image": Image(), "caption": Value("string")})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "parquet" / "0.parquet")
+    rows = [{"file_name": "moving.webp", "text": "a square", "keyframe_idx": [0, 3]}]
+    write_metadata(folder, rows)
+    for sources in ([folder, tmp_path / "parquet"], [tmp_path / "parquet", folder]):
+        stream = StreamedClips(sources, ClipMaker(size=16, procedural_fraction=0))
+        assert {sample["caption"] for sample, _ in zip(stream, range(2))} == {"a square", "a red square"}
+
+
+def test_keyframe_bounds_must_rise():
+    with pytest.raises(ValueError, match="must rise and stay within `num_frames` 8"):
+        ClipMaker(min_keyframes=4, max_keyframes=3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

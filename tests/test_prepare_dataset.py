@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,10 +87,10 @@ def test_the_padding_is_the_latent_of_a_grey_frame(prepared, base):
 
 def test_an_epoch_has_every_row_once_and_its_order_fits_into_memory(script, base, stickers, tmp_path):
     assert script.main(arguments(base, stickers, tmp_path, "--rows_per_shard", 1, "--text_variants", 0)) == 0
-    cached = LatentClips(tmp_path, window=2)
+    cached = LatentClips(tmp_path, cache_bytes=1)
     orders = [[cached[epoch * 6 + number]["index"] for number in range(6)] for epoch in range(5)]
     assert all(sorted(order) == list(range(6)) for order in orders) and len(set(map(tuple, orders))) > 1
-    assert len(cached.tables) == 2
+    assert len(cached.tables) == 1
     assert cached[7]["index"] == orders[1][1] and "encoder_hidden_states" not in cached[0]
 
 
@@ -174,6 +175,28 @@ def test_settings_that_differ_are_named(script, prepared, base, stickers, tmp_pa
     made.save(tmp_path)
     with pytest.raises(ValueError, match=r"3 of 3 shards are missing, 00000\.parquet first"):
         LatentClips(tmp_path)
+    (tmp_path / "shards").mkdir()
+    for shard in range(3):
+        shard_path(tmp_path, shard).write_bytes(shard_path(prepared, shard).read_bytes()[: -9 if shard == 1 else None])
+    (tmp_path / "padding.safetensors").write_bytes((prepared / "padding.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"00001\.parquet: a broken shard"):
+        LatentClips(tmp_path)
+
+
+def test_nothing_of_other_data_or_of_the_user_is_mixed_in(script, base, stickers, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(stickers, copy)
+    args = arguments(base, copy, tmp_path / "out", "--text_variants", 0, "--motions_per_picture", 0)
+    assert script.main(args) == 0
+    shard_path(tmp_path / "out", 1).unlink()
+    (tmp_path / "out" / "shards" / ".00001.parquet.99").write_bytes(b"of a killed process")
+    assert script.main(args) == 0 and not list((tmp_path / "out" / "shards").glob(".*"))
+    lines = (copy / "metadata.jsonl").read_text().replace("red", "green")
+    (copy / "metadata.jsonl").write_text(lines)
+    capsys.readouterr()
+    assert script.main(args) == 2 and "was prepared otherwise (rows: " in capsys.readouterr().err
+    assert script.main(arguments(base, stickers, copy)) == 2
+    assert "holds something else" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -181,7 +204,7 @@ def test_settings_that_differ_are_named(script, prepared, base, stickers, tmp_pa
     [
         (("--resolution", 0), "--resolution must be at least 1"),
         (("--resolution", 15), "must be a multiple of 2"),
-        (("--min_keyframes", 9), "must rise and stay within --num_frames 8"),
+        (("--min_keyframes", 9), "must rise and stay within `num_frames` 8"),
         (("--text_word_drop_prob", 2), "between 0 and 1"),
         (("--motions_per_picture", -1), "must not be negative"),
         (("--caption_column", "words"), "no column `words`"),

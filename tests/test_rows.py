@@ -1,5 +1,6 @@
 """Every layout of a data set gives the same rows, and what is wrong with one is named."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -9,7 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from rdtf_diffusers.data.animation import AnimationError
-from rdtf_diffusers.data.rows import iterate_animations, load_rows, read_row
+from rdtf_diffusers.data.rows import fingerprint_rows, iterate_animations, load_rows, read_row
 
 
 CAPTIONS = ["a red square", "a square moving"]
@@ -95,7 +96,10 @@ def tars(folder):
     still, moving = FILES.items()
     add_members(folder / "0.tar", [(f"x/{still[0]}", still[1]), ("x/still.txt", CAPTIONS[0].encode())])
     caption = json.dumps({"caption": CAPTIONS[1]}).encode()
-    add_members(folder / "1.tar", [("moving.json", caption), moving, ("README", b"not a sticker")])
+    rest = [("README", b"not a sticker"), ("._moving.gif", b"what macOS leaves")]
+    add_members(folder / "1.tar", [("moving.json", caption), moving, *rest])
+    for name in FILES:
+        (folder / name).unlink()
     return folder
 
 
@@ -179,6 +183,91 @@ def test_wrong_data_is_named(folder, tmp_path):
         lines.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_rows(folder)
-    (tmp_path / "x.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(ValueError, match=r"x\.tar: not a tar file"):
+    for data in (None, b"no tar at all" * 100, gzip.compress(FILES["still.png"])):
+        if data is not None:
+            (tmp_path / "x.tar").write_bytes(data)
+        with pytest.raises(ValueError, match=r"x\.tar: not an uncompressed tar file"):
+            load_rows(tmp_path / "x.tar")
+    add_members(tmp_path / "x.tar", [("a.gif", FILES["moving.gif"]), ("a.json", b"[1]")])
+    with pytest.raises(ValueError, match=r"x\.tar/a\.json: not an object"):
         load_rows(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("metadata.jsonl", '{"file_name": 5, "text": "a"}', r"line 1: not an object with `file_name`"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "a", "keyframes": 3}',
+            r"line 1: `keyframes` must be a list",
+        ),
+        ("metadata.jsonl", b'{"file_name": "a.png", "text": "caf\xe9"}', r"metadata\.jsonl: not UTF-8"),
+        ("metadata.csv", 'file_name,text,keyframes\na.png,a,"[0, x]"', r"row 1: `keyframes` must be a list"),
+        ("metadata.csv", "", r"metadata\.csv: "),
+        ("metadata.parquet", "no Parquet", r"metadata\.parquet"),
+    ],
+)
+def test_broken_metadata_is_named(folder, name, data, message):
+    (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    with pytest.raises(ValueError, match=message):
+        load_rows(folder)
+
+
+def test_metadata_of_other_systems(folder):
+    line = json.dumps({"file_name": "still.png", "text": "a\u2028b"}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_text(line + "\r\n", encoding="utf-8-sig")
+    assert load_rows(folder)["text"] == ["a\u2028b"]
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text('file_name,text,keyframes\nstill.png,12,"[0, 3]"\n', encoding="utf-8-sig")
+    (row,) = load_rows(folder)
+    assert row["text"] == "12" and row["keyframes"] == [0, 3]
+
+
+def test_names_in_tars_and_folders(folder, tmp_path):
+    members = [
+        ("a/my.cat.GIF", FILES["moving.gif"]),
+        ("a/my.cat.TXT", b"a cat"),
+        ("b/my.cat.gif", FILES["moving.gif"]),
+    ]
+    add_members(tmp_path / "names.tar", members)
+    assert sorted(load_rows(tmp_path / "names.tar")["text"]) == ["", "a cat"]
+    (folder / "__MACOSX").mkdir()
+    for place in (folder, folder / "__MACOSX"):
+        (place / "._still.png").write_bytes(b"what macOS leaves")
+    assert len(load_rows(folder)) == 2
+    add_members(folder / "0.tar", members)
+    with pytest.raises(ValueError, match="stickers in tar files and beside them"):
+        load_rows(folder)
+
+
+def test_captions_further_down_are_pointed_at(folder):
+    jsonl_of_a_split(folder)
+    (folder.parent / "train").rename(folder.parent / "held-out")
+    with pytest.raises(ValueError, match=r"the captions are further down; give .*held-out"):
+        load_rows(folder.parent)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_caption_or_file(folder, streaming, caplog):
+    files = [None, {"bytes": FILES["still.png"], "path": None}]
+    features = Features({"image": Image(), "text": Value("string")})
+    Dataset.from_dict({"image": files, "text": ["a", None]}, features=features).to_parquet(folder / "p" / "0.parquet")
+    rows = list(load_rows(folder / "p", streaming=streaming))
+    assert [row["text"] for row in rows] == ["a", ""]
+    assert len(list(iterate_animations(rows))) == 1 and "has no file" in caplog.text
+    columns = {"image": [[None]], "text": ["a"]}
+    features = Features({"image": List(Image()), "text": Value("string")})
+    Dataset.from_dict(columns, features=features).to_parquet(folder / "lists" / "0.parquet")
+    with pytest.raises(ValueError, match="`image` holds several files a row"):
+        load_rows(folder / "lists", streaming=streaming)
+
+
+def test_fingerprints_tell_captions_names_and_keyframes_apart(folder):
+    seen = {fingerprint_rows(load_rows(jsonl(folder))), fingerprint_rows(load_rows(hub(folder)))}
+    assert len(seen) == 1  # files are told by their names
+    lines = metadata("file_name", "text")
+    write_lines(folder / "metadata.jsonl", [lines[0] | {"text": "another"}, lines[1]])
+    seen |= {fingerprint_rows(load_rows(folder))}
+    write_lines(folder / "metadata.jsonl", [lines[0] | {"keyframes": [0]}, lines[1]])
+    assert len(seen | {fingerprint_rows(load_rows(folder))}) == 3

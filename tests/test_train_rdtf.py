@@ -110,6 +110,8 @@ def test_a_cache_trains_as_the_files_do_without_autoencoder_and_text_encoder(scr
     assert len(frames) == 8
     assert (tmp_path / "--latent_cache" / "validation" / "step-4" / "0.webp").is_file()
     assert script.main([*args, "--num_frames", "6"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*args, "--streaming"])
 
 
 def test_a_stream_trains(script, base, stickers, tmp_path):

@@ -88,7 +88,8 @@ def main(args: list[str] | None = None) -> None:
     pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint(), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    maker = ClipMaker(pipe.unet.config.num_frames, size, pipe.vae.config.in_channels, procedural_fraction=1.0)
+    frames, channels = pipe.unet.config.num_frames, pipe.vae.config.in_channels
+    maker = ClipMaker(frames, size, channels, procedural_fraction=1.0, min_keyframes=1, max_keyframes=frames)
     clips = StickerClips([options.data], maker, seed=options.seed)
     samples = [clips[number] for number in range(options.count)]
     truth = torch.stack([sample["clip"] for sample in samples]).add(1).div(2)

@@ -74,15 +74,23 @@ class ClipMaker:
     keyframes: str = "cluster"
     features: Callable[[np.ndarray], np.ndarray] = pixel_features
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_keyframes <= self.max_keyframes <= self.num_frames:
+            raise ValueError(
+                f"`min_keyframes` {self.min_keyframes} and `max_keyframes` {self.max_keyframes} must rise and stay "
+                f"within `num_frames` {self.num_frames}."
+            )
+
     def keyframe_table(self, animation: Animation, row: Mapping[str, Any]) -> dict[int, np.ndarray]:
         """Which frames stand for an animation: k -> their numbers (k,), for every k that can be drawn.
 
         Keyframes that the data set itself names go before clustering.
         """
         counts = range(self.min_keyframes, self.max_keyframes + 1)
-        given = np.array([i for i in row.get("keyframes") or () if 0 <= i < len(animation.frames)], dtype=int)
-        if len(given):
-            table = {k: given[np.linspace(0, len(given) - 1, min(k, len(given))).round().astype(int)] for k in counts}
+        given = sorted({index for index in row.get("keyframes") or () if 0 <= index < len(animation.frames)})
+        if given:
+            places = {k: np.linspace(0, len(given) - 1, min(k, len(given))).round().astype(int) for k in counts}
+            table = {k: np.array(given)[places[k]] for k in counts}
         elif self.keyframes == "uniform":  # in time: a frame that stands long is seen more than once
             return {k: evenly_timed(animation.durations, k) for k in counts}
         else:

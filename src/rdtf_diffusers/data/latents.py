@@ -51,6 +51,7 @@ class Preparation:
     Attributes:
         sources: the data sets' names, in the order of their rows.
         num_rows: rows of all sources together, good and bad.
+        rows: fingerprints of the sources, see `fingerprint_rows`.
         rows_per_shard: source rows that a shard stands for.
         resolution, num_frames, min_keyframes, max_keyframes, keyframes, keyframe_features: as for training clips.
         motions_per_picture: procedural clips of each still picture.
@@ -61,10 +62,12 @@ class Preparation:
         latent_shape: (c, h, w) of a frame.
         text_shape, text_2_shape: (tokens, width) of a caption's embeddings; None where there are none.
         vae, text_encoder, text_encoder_2: fingerprints of the weights, see `fingerprint`.
+        mixed_precision: in which the autoencoder and the text encoders ran: "no", "fp16" or "bf16".
     """
 
     sources: tuple[str, ...]
     num_rows: int
+    rows: tuple[str, ...]
     rows_per_shard: int
     resolution: int
     num_frames: int
@@ -83,6 +86,7 @@ class Preparation:
     vae: str
     text_encoder: str
     text_encoder_2: str | None
+    mixed_precision: str
 
     @property
     def num_shards(self) -> int:
@@ -196,8 +200,8 @@ class LatentClips(Dataset):
         clips[0]  # {"latents": (n, c, h, w), "caption": str, "encoder_hidden_states": (S, D), "index", "seed"}
 
     Every source row comes once in `len(clips)` samples: an animation with k of its frames, a picture still or in
-    motion. Rows are read in groups as they stand in the shards. Groups are shuffled, and the rows of `window` groups
-    among each other; as long as all groups fit into one window, the order is that of `StickerClips`.
+    motion. Rows are read in groups as they stand in the shards. Groups are shuffled, and the rows of as many groups as
+    fit into memory among each other; where all do, the order is that of `StickerClips`.
 
     Args:
         folder: prepared data.
@@ -205,7 +209,7 @@ class LatentClips(Dataset):
         min_keyframes, max_keyframes: bounds, both included, of the frames taken from an animation, within those that
             were prepared; those by default.
         seed: of the whole stream.
-        window: groups of rows that are kept in memory and mixed.
+        cache_bytes: memory for groups of rows, in every process and every DataLoader worker.
 
     Raises:
         ValueError: no prepared data, missing shards, keyframes outside of what was prepared, or no row left.
@@ -218,7 +222,7 @@ class LatentClips(Dataset):
         min_keyframes: int | None = None,
         max_keyframes: int | None = None,
         seed: int = 0,
-        window: int = 64,
+        cache_bytes: int = 2**30,
     ):
         self.preparation = made = Preparation.load(folder)
         self.min_keyframes = made.min_keyframes if min_keyframes is None else min_keyframes
@@ -237,18 +241,26 @@ class LatentClips(Dataset):
         if missing:
             raise ValueError(f"{folder}: {len(missing)} of {len(self.files)} shards are missing, {missing[0]} first.")
         self.padding = load_file(Path(folder) / PADDING_FILE)["padding"].float()  # (c, h, w)
-        groups = [(file, group, rows) for file in range(len(self.files)) for group, rows in self._groups(file)]
-        self.groups = [(file, group) for file, group, _ in groups]
-        self.sizes = np.array([rows for _, _, rows in groups], dtype=int)
-        if self.sizes.sum() == 0:
+        groups = [(file, *group) for file in range(len(self.files)) for group in self._groups(file)]
+        if not groups:
             raise ValueError(f"{folder}: no row was kept.")
-        self.procedural_fraction, self.seed, self.window = procedural_fraction, seed, window
+        self.groups = [group[:2] for group in groups]
+        self.sizes = np.array([rows for _, _, rows, _ in groups])
+        self.window = max(cache_bytes // max(size for *_, size in groups), 1)  # groups that are kept and mixed
+        self.procedural_fraction, self.seed = procedural_fraction, seed
         self.epoch, self.order = -1, np.empty((0, 2), dtype=int)
         self.tables: OrderedDict[int, pa.Table] = OrderedDict()
 
-    def _groups(self, file: int) -> Iterator[tuple[int, int]]:
-        metadata = pq.read_metadata(self.files[file])
-        yield from ((group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups))
+    def _groups(self, file: int) -> Iterator[tuple[int, int, int]]:
+        """Number, rows and bytes of each group of rows in a shard."""
+        try:
+            metadata = pq.read_metadata(self.files[file])
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{self.files[file]}: a broken shard; delete it and prepare again: {error}") from error
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            if group.num_rows:
+                yield number, group.num_rows, group.total_byte_size
 
     def __len__(self) -> int:
         return int(self.sizes.sum())

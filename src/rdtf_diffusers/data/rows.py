@@ -5,6 +5,8 @@ animation = read_row(rows[0])                    # every frame, with its timing
 rows = load_rows("user/stickers", streaming=True)  # rows one after the other, nothing downloaded beforehand
 """
 
+import hashlib
+import itertools
 import json
 import logging
 import os
@@ -13,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from .animation import Animation, AnimationError, read_animation
+from .animation import MAX_BYTES, Animation, AnimationError, read_animation
 
 
 if TYPE_CHECKING:
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-SUFFIXES = (".webp", ".gif", ".png", ".apng", ".jpg", ".jpeg", ".webm", ".mp4", ".tgs")
+SUFFIXES = (".webp", ".gif", ".png", ".apng", ".jpg", ".jpeg", ".webm", ".mp4", ".mov", ".tgs")
 # Where columns are looked for, in this order, if none is named. The last names are those of VSD2M.
 FILE_COLUMNS = ("file_name", "visual_path")
 IMAGE_COLUMNS = ("image", "animation", "video", *(suffix[1:] for suffix in SUFFIXES))
 CAPTION_COLUMNS = ("text", "caption", "txt", "eng_cap", "llava_wx_chn_cap", "meanings")
+BATCH = 50_000  # rows that are Python objects at a time
 
 
 def load_rows(
@@ -48,7 +51,7 @@ def load_rows(
             - anything else that `datasets.load_dataset` takes: a Hub id, a folder of Parquet files.
         caption_column: the column with the captions; by default the first of `CAPTION_COLUMNS` that is there.
         image_column: the column with the files of a Hub data set; by default the first of `IMAGE_COLUMNS`.
-        split: the split, for data sets that have several.
+        split: the split, for data sets that have several and for folders that have it as a subfolder.
         streaming: read a Hub data set while it downloads. Local files are listed in any case.
 
     Returns:
@@ -63,10 +66,16 @@ def load_rows(
     metadata = next((file for file in _metadata_places(path, split) if file.is_file()), None)
     if metadata is not None:
         return _rows_of_metadata(metadata, caption_column)
+    files = sorted(file for file in path.rglob("*") if _is_sticker(file.name)) if path.is_dir() else []
     tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
+    if tars and files:
+        raise ValueError(f"{data}: stickers in tar files and beside them; keep them in two folders.")
     if tars:
-        return _rows_of_tars(tars, caption_column)
-    if path.is_dir() and (files := sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)):
+        return _rows_of_tars(tars, caption_column, data)
+    if files:
+        captioned = sorted({os.fspath(file.parent) for name in METADATA_FILES for file in path.rglob(name)})
+        if captioned:
+            raise ValueError(f"{data}: the captions are further down; give {' '.join(captioned)}.")
         return _dataset(({"path": os.fspath(file), "text": _sidecar(file)} for file in files), data)
     return _rows_of_hub(os.fspath(data), caption_column, image_column, split, streaming)
 
@@ -78,23 +87,36 @@ def _metadata_places(path: Path, split: str) -> Iterator[Path]:
         yield from (folder / name for name in METADATA_FILES)
 
 
+def _is_sticker(name: str) -> bool:
+    """Whether a file is one by its name; macOS leaves files such as `._cat.gif` that are none."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+
+
 def _dataset(rows: Iterable[dict], data: str | os.PathLike) -> "Dataset":
-    """Rows given by path, text and optional columns, in Arrow's memory: a tenth of what Python's objects take."""
-    from datasets import Dataset, Features, List, Value
+    """Rows given by path, text and optional columns, in Arrow's memory: a fraction of what Python's objects take."""
+    from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
     optional = {"span": List(Value("int64")), "name": Value("string"), "ocr": Value("string")}
     optional["keyframes"] = List(Value("int32"))
-    columns: dict[str, list] = {"image": [], "text": []} | {name: [] for name in optional}
-    for row in rows:
-        columns["image"].append({"path": row["path"], "bytes": None})
-        columns["text"].append(row["text"])
-        for name in optional:
-            columns[name].append(row.get(name))
-    if not columns["text"]:
+    features = Features({"image": Image(decode=False), "text": Value("string")} | optional)
+    rows, batches = iter(rows), []
+    while batch := list(itertools.islice(rows, BATCH)):
+        for row in batch:
+            _check_name(row["path"])
+        columns = {name: [row.get(name) for row in batch] for name in features if name != "image"}
+        columns["image"] = [{"path": row["path"], "bytes": None} for row in batch]
+        batches.append(Dataset.from_dict(columns, features=features))
+    if not batches:
         raise ValueError(f"{data}: the data set has no rows.")
-    optional = {name: feature for name, feature in optional.items() if any(columns[name])}
-    features = {"image": {"path": Value("string"), "bytes": Value("binary")}, "text": Value("string")} | optional
-    return Dataset.from_dict({name: columns[name] for name in features}, features=Features(features))
+    dataset = concatenate_datasets(batches)
+    return dataset.remove_columns([name for name in optional if dataset.data.column(name).null_count == len(dataset)])
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path!r}: the file's name is not UTF-8; rename it.") from error
 
 
 def _find_column(columns: Iterable[str], wanted: str | None, usual: tuple[str, ...], source: object) -> str:
@@ -112,20 +134,24 @@ def _caption(value: Any, place: str) -> str:
     return value or ""
 
 
-def _read_metadata(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_metadata(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield (place for messages, row). JSON lines may have columns whose type changes from line to line."""
     if file.suffix == ".jsonl":
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{file}, line {number}: not JSON: {error}.") from error
-                yield f"{file}, line {number}", row
+        with open(file, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"{file}, line {number}: not JSON: {error}.") from error
+                    yield f"{file}, line {number}", row
         return
     import pandas
 
-    table = pandas.read_parquet(file) if file.suffix == ".parquet" else pandas.read_csv(file, keep_default_na=False)
+    if file.suffix == ".csv":
+        table = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    else:
+        table = pandas.read_parquet(file)
     for number, row in enumerate(table.to_dict("records"), start=1):
         yield f"{file}, row {number}", {name: v.tolist() if hasattr(v, "tolist") else v for name, v in row.items()}
 
@@ -134,35 +160,53 @@ def _rows_of_metadata(file: Path, caption_column: str | None) -> "Dataset":
     # Not by load_dataset("imagefolder"): it refuses a column that is a number in one line and a list in another.
     def rows() -> Iterator[dict]:
         for place, row in _read_metadata(file):
-            if not isinstance(row, dict) or not (name := next((row[c] for c in FILE_COLUMNS if row.get(c)), None)):
+            name = next((row[c] for c in FILE_COLUMNS if row.get(c)), None) if isinstance(row, dict) else None
+            if not isinstance(name, str):
                 raise ValueError(f"{place}: not an object with `file_name`.")
             text = _caption(row[_find_column(row, caption_column, CAPTION_COLUMNS, place)], place)
+            ocr = row.get("ocr")
             yield {
                 "path": os.fspath(file.parent / name),
                 "text": text,
-                "ocr": row.get("ocr") or None,
-                "keyframes": row.get("keyframes") or row.get("keyframe_idx"),
+                "ocr": ocr if isinstance(ocr, str) and ocr else None,
+                "keyframes": _keyframes(row.get("keyframes") or row.get("keyframe_idx"), place),
             }
 
-    return _dataset(rows(), file)
+    try:
+        return _dataset(rows(), file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8: {error}.") from error
+    except ValueError as error:  # also what pandas finds wrong with a file that it does not name
+        raise error if str(file) in str(error) else ValueError(f"{file}: {error}") from error
+
+
+def _keyframes(value: Any, place: str) -> list[int] | None:
+    try:
+        value = json.loads(value) if isinstance(value, str) else value  # CSV has no lists
+    except json.JSONDecodeError:
+        value = 0
+    if value is not None and not (isinstance(value, list) and all(isinstance(index, int) for index in value)):
+        raise ValueError(f"{place}: `keyframes` must be a list of whole numbers.")
+    return value
 
 
 def _sidecar(file: Path) -> str:
     caption = file.with_suffix(".txt")
-    return caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
+    return caption.read_text(encoding="utf-8-sig", errors="replace").strip() if caption.is_file() else ""
 
 
-def _rows_of_tars(tars: list[Path], caption_column: str | None) -> "Dataset":
-    # Not by load_dataset("webdataset"): it refuses GIF beside WebP. The files stay in the tar and are read in place.
+def _rows_of_tars(tars: list[Path], caption_column: str | None, data: str | os.PathLike) -> "Dataset":
+    # Not by load_dataset("webdataset"): it refuses GIF beside WebP. The files stay in the tar and are read in place,
+    # so it must not be compressed.
     def rows() -> Iterator[dict]:
         for tar in tars:
             try:
-                with tarfile.open(tar) as archive:
+                with tarfile.open(tar, "r:") as archive:
                     yield from _members(tar, archive, caption_column)
-            except (tarfile.TarError, EOFError) as error:
-                raise ValueError(f"{tar}: not a tar file, or a broken one: {error}") from error
+            except (OSError, tarfile.TarError, EOFError) as error:
+                raise ValueError(f"{tar}: not an uncompressed tar file, or a broken one: {error}") from error
 
-    return _dataset(rows(), tars[0].parent)
+    return _dataset(rows(), data)
 
 
 def _members(tar: Path, archive: tarfile.TarFile, caption_column: str | None) -> Iterator[dict]:
@@ -170,20 +214,21 @@ def _members(tar: Path, archive: tarfile.TarFile, caption_column: str | None) ->
     captions: dict[str, str] = {}
     for member in archive:
         path = PurePosixPath(member.name)
-        key, _, ending = path.name.partition(".")
-        key = os.fspath(path.with_name(key)) if key else ""
-        if not member.isfile() or not key:
+        key, ending = os.fspath(path.with_suffix("")), path.suffix.lower()
+        if not member.isfile() or path.name.startswith("."):
             continue
-        if f".{ending.lower()}" in SUFFIXES:
+        if _is_sticker(path.name):
             media[key] = {"path": os.fspath(tar), "span": [member.offset_data, member.size], "name": member.name}
-        elif ending == "txt":
-            captions[key] = archive.extractfile(member).read().decode("utf-8", errors="replace").strip()
-        elif ending == "json":
+        elif ending == ".txt":
+            captions[key] = archive.extractfile(member).read().decode("utf-8-sig", errors="replace").strip()
+        elif ending == ".json":
             place = f"{tar}/{member.name}"
             try:
                 row = json.load(archive.extractfile(member))
             except ValueError as error:
                 raise ValueError(f"{place}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{place}: not an object.")
             captions[key] = _caption(row[_find_column(row, caption_column, CAPTION_COLUMNS, place)], place)
     yield from (row | {"text": captions.get(key, "")} for key, row in media.items())
 
@@ -191,7 +236,7 @@ def _members(tar: Path, archive: tarfile.TarFile, caption_column: str | None) ->
 def _rows_of_hub(
     data: str, caption_column: str | None, image_column: str | None, split: str, streaming: bool
 ) -> "Dataset | IterableDataset":
-    from datasets import Image, List, Video, load_dataset
+    from datasets import Features, Image, List, Value, load_dataset
 
     try:
         dataset = load_dataset(data, split=split, streaming=streaming)
@@ -204,43 +249,62 @@ def _rows_of_hub(
         columns = list(next(iter(dataset), {}))
     image = _find_column(columns, image_column, IMAGE_COLUMNS, data)
     caption = _find_column(columns, caption_column, CAPTION_COLUMNS, data)
+    if isinstance((dataset.features or {}).get(image), List):
+        raise ValueError(f"{data}: `{image}` holds several files a row; one is needed.")
     kept = [name for name in ("keyframes", "keyframe_idx", "ocr") if name in columns]
     dataset = dataset.select_columns([image, caption, *kept])
     # Undecoded: one bad file is named and skipped instead of ending an epoch, and no animation becomes one picture.
-    features = dataset.features or {}
-    kind = Video if isinstance(features.get(image), Video) else Image
-    dataset = dataset.cast_column(image, kind(decode=False))
+    dataset = dataset.cast_column(image, Image(decode=False))
     names = {image: "image", caption: "text", "keyframe_idx": "keyframes"}
     names = {old: new for old, new in names.items() if old in (image, caption, *kept) and old != new}
     dataset = dataset.rename_columns(names) if names else dataset
-    if isinstance(features.get(caption), List):
-        if streaming:
-            dataset = dataset.map(lambda row: {"text": _caption(row["text"], data)})
-        else:  # map would write all pictures anew
-            captions = [_caption(value, data) for value in dataset["text"]]
-            dataset = dataset.remove_columns("text").add_column("text", captions)
-    if not streaming and len(dataset) == 0:
+    if streaming:
+        features = dataset.features and Features({**dataset.features, "text": Value("string")})
+        return dataset.map(lambda row: {"text": _caption(row["text"], data)}, features=features)
+    if len(dataset) == 0:
         raise ValueError(f"{data}: the data set has no rows.")
+    if dataset.features["text"] != Value("string") or dataset.data.column("text").null_count:
+        # Not by map, which would write all pictures anew.
+        captions = [_caption(value, data) for value in dataset["text"]]
+        dataset = dataset.remove_columns("text").add_column("text", captions)
     return dataset
 
 
 def row_name(row: Mapping[str, Any]) -> str:
     """What a row's file is called in messages."""
-    image = row["image"]
-    return f"{image['path']}/{row['name']}" if row.get("span") else image["path"] or f"{len(image['bytes'])} bytes"
+    image = row["image"] or {}
+    if row.get("span"):
+        return f"{image['path']}/{row['name']}"
+    return image.get("path") or f"a file of {len(image.get('bytes') or b'')} bytes"
 
 
 def read_row(row: Mapping[str, Any]) -> Animation:
     """Decode one row of `load_rows`; raises AnimationError that names the file."""
-    image = row["image"]
+    image = row["image"] or {}
     if row.get("span"):
         first, length = row["span"]
-        with open(image["path"], "rb") as file:
-            file.seek(first)
-            return read_animation(file.read(length), source=row_name(row))
-    if image["bytes"] is None:
-        return read_animation(image["path"])
-    return read_animation(image["bytes"], source=row_name(row))
+        try:
+            with open(image["path"], "rb") as file:
+                file.seek(first)
+                return read_animation(file.read(min(length, MAX_BYTES + 1)), source=row_name(row))
+        except OSError as error:
+            raise AnimationError(f"{row_name(row)}: {error.strerror}") from error
+    if image.get("bytes") is not None:
+        return read_animation(image["bytes"], source=row_name(row))
+    if image.get("path") is None:
+        raise AnimationError("A row of the data set has no file.")
+    return read_animation(image["path"])
+
+
+def fingerprint_rows(rows: "Dataset") -> str:
+    """Tells data sets apart by their captions, names of files and keyframes; files are not read."""
+    digest = hashlib.sha256()
+    for row in rows.select_columns([name for name in rows.column_names if name != "image"]):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    for chunk in rows.data.column("image").chunks:
+        for path in chunk.field("path"):
+            digest.update(PurePosixPath(path.as_py() or "").name.encode() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def iterate_animations(rows: Iterable[Mapping[str, Any]]) -> Iterator[Animation]:
