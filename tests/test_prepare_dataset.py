@@ -16,7 +16,7 @@ from example_scripts import EXAMPLES, load_example
 
 from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
-from rdtf_diffusers.data.latents import LatentClips, Preparation, read_dropped, shard_path
+from rdtf_diffusers.data.latents import LatentClips, Preparation, read_dropped, shard_path, write_whole
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +211,12 @@ def test_user_errors_end_in_one_line(script, base, stickers, tmp_path, capsys, m
     except SystemExit as stop:
         code = stop.code
     assert code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    (tmp_path / "page.html").write_text("old")
+    with pytest.raises(TypeError):
+        write_whole(tmp_path / "page.html", "no bytes")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", "old")]
+    write_whole(tmp_path / "page.html", b"new")
+    assert (tmp_path / "page.html").read_text() == "new"

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from rdtf_diffusers.data import report as report_module
 from rdtf_diffusers.data.quality import Filters
-from rdtf_diffusers.data.report import VSD2M_FRAMES, check, write_file
+from rdtf_diffusers.data.report import VSD2M_FRAMES, check
 from rdtf_diffusers.data.rows import load_rows
 from rdtf_diffusers.stickers import save_sticker
 
@@ -159,12 +159,3 @@ def test_nothing_readable(tmp_path):
     assert report.text().splitlines()[:3] == ["a", "  rows          1", "  bad files     1 (100.0%)"]
     assert json.loads(report.json(rows))["seconds"] is None
     assert "a.gif" in report.html(rows)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    (tmp_path / "page.html").write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write_file(tmp_path / "page.html", "half \ud800")
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", "old")]
-    write_file(tmp_path / "page.html", "neu: ü")
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "neu: ü"

@@ -210,7 +210,8 @@ def check_data(args: argparse.Namespace) -> int:
     try:
         from huggingface_hub import logging
 
-        from .data.report import check, write_file
+        from .data.latents import write_whole
+        from .data.report import check
         from .data.rows import load_rows
 
         logging.set_verbosity_error()
@@ -223,7 +224,7 @@ def check_data(args: argparse.Namespace) -> int:
     files = {args.json: report.json, args.html: report.html}
     contents = {path: render(rows) for path, render in files.items() if path is not None}  # all, before any is written
     for path, content in contents.items():
-        write_file(path, content)
+        write_whole(path, content.encode())
     print(report.text())
     return 1 if report.bad else 0
 

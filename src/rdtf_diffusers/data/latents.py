@@ -7,6 +7,7 @@ shard that exists is whole. A shard's row is a source row with all clips that we
 """
 
 import hashlib
+import io
 import json
 import os
 from collections import OrderedDict
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.utils.data import Dataset
 
 from .dataset import sample_generator
@@ -109,7 +110,7 @@ class Preparation:
             if differences:
                 raise ValueError(f"{folder} was prepared otherwise ({'; '.join(differences)}); use another folder.")
             return
-        _write_whole(file, json.dumps(asdict(self), indent=2) + "\n")
+        write_whole(file, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Preparation":
@@ -128,11 +129,17 @@ class Preparation:
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def _write_whole(file: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+def write_whole(file: Path, data: bytes | memoryview) -> None:
+    """Write a file that is there, and on the disk, as a whole or not at all."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -160,13 +167,10 @@ def write_shard(folder: str | os.PathLike, shard: int, rows: Sequence[dict], dro
     file.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     table = table.replace_schema_metadata({DROPPED_KEY: json.dumps(list(dropped))})
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "wb") as stream:
-        # Latents hardly compress. Texts do where the padding of short ones is the same token after token.
-        pq.write_table(table, stream, row_group_size=ROWS_PER_GROUP, compression=COMPRESSION, use_dictionary=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    stream = io.BytesIO()
+    # Latents hardly compress. Texts do where the padding of short ones is the same token after token.
+    pq.write_table(table, stream, row_group_size=ROWS_PER_GROUP, compression=COMPRESSION, use_dictionary=False)
+    write_whole(file, stream.getbuffer())
 
 
 def read_dropped(folder: str | os.PathLike, shard: int) -> list[dict]:
@@ -176,10 +180,7 @@ def read_dropped(folder: str | os.PathLike, shard: int) -> list[dict]:
 
 def save_padding(folder: str | os.PathLike, latent: torch.Tensor) -> None:
     """Write the latent (c, h, w) of a padded frame: zeros in [-1, 1] pixels, through the autoencoder."""
-    file = Path(folder) / PADDING_FILE
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({"padding": latent.half().contiguous()}, temporary)
-    os.replace(temporary, file)
+    write_whole(Path(folder) / PADDING_FILE, save({"padding": latent.half().contiguous()}))
 
 
 def to_bytes(array: torch.Tensor) -> bytes:

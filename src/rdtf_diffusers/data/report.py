@@ -3,18 +3,16 @@
 rows = load_rows("stickers")
 report = check("stickers", rows)
 print(report.text())
-write_file("report.html", report.html(rows))
+write_whole(Path("report.html"), report.html(rows).encode())
 """
 
 import base64
 import hashlib
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -323,17 +321,6 @@ def _sheet(
         if stickers:
             shown.append(stickers)
     return {"title": title, "total": sum(map(len, groups)), "shown": SHEET_STICKERS - room, "groups": shown}
-
-
-def write_file(path: str | os.PathLike, text: str) -> None:
-    """Write UTF-8 text; the file appears whole or not at all."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 PAGE = """<!DOCTYPE html>
