@@ -301,12 +301,13 @@ def run(args: argparse.Namespace) -> None:
     rows = PreparedRows(args, encoder.pipeline.vae.config.in_channels)
     made = encoder.preparation(rows)
     if accelerator.is_main_process:
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / PREPARATION_FILE).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        strange = [file for file in folder.iterdir() if not file.name.startswith(".")]  # dots: of a killed process
+        if strange and not (folder / PREPARATION_FILE).is_file():
             raise ValueError(f"`output_dir` {folder} holds something else; give a new or empty folder.")
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
-        for unfinished in (folder / "shards").glob(".*"):  # of a process that was killed
-            unfinished.unlink()
         made.save(folder)
+        for unfinished in (folder / "shards").glob(".*"):
+            unfinished.unlink()
         blank = torch.zeros(1, encoder.pipeline.vae.config.in_channels, args.resolution, args.resolution)
         save_padding(folder, encoder.latents(blank)[0])
     accelerator.wait_for_everyone()
