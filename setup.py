@@ -14,6 +14,7 @@ VERSION = re.search(
 TRAIN = [
     "datasets>=4.0",
     "jinja2>=3.1",
+    "matplotlib>=3.10",
     "peft>=0.19",
     "scikit-learn>=1.4",
     "scipy>=1.11",

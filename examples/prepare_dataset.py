@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from rdtf_diffusers import StickerGenerationPipeline
-from rdtf_diffusers.data.animation import AnimationError, frames_to_clip
+from rdtf_diffusers.data.animation import INTERPOLATION_MODES, AnimationError
 from rdtf_diffusers.data.dataset import ClipMaker
 from rdtf_diffusers.data.keyframes import KEYFRAME_METHODS, load_features
 from rdtf_diffusers.data.latents import (
@@ -43,7 +43,7 @@ from rdtf_diffusers.data.latents import (
     write_shard,
 )
 from rdtf_diffusers.data.quality import Filters
-from rdtf_diffusers.data.rows import fingerprint_rows, load_rows, read_row, row_name
+from rdtf_diffusers.data.rows import check_captions, fingerprint_rows, load_rows, read_row, row_name
 from rdtf_diffusers.training.collator import DualMaskCollator, replace_words, row_generator
 from rdtf_diffusers.training.run_state import warn_if_bf16_is_slow
 
@@ -58,9 +58,13 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("data")
     group.add_argument("--train_data_dir", nargs="+", default=[], help="Folders, JSONL or tar files.")
     group.add_argument("--dataset_name", nargs="+", default=[], help="Hub ids, beside or instead of folders.")
+    group.add_argument("--dataset_config_name", default=None, help="Of the Hub data set, if it has several.")
+    group.add_argument("--cache_dir", default=None, help="Where Hub data is kept.")
     group.add_argument("--caption_column", default=None, help="Default: text, caption or what is usual.")
     group.add_argument("--image_column", default=None, help="Default: image, animation or what is usual.")
     group.add_argument("--resolution", type=int, default=256)
+    group.add_argument("--center_crop", action="store_true", help="Cut to a square instead of padding to one.")
+    group.add_argument("--image_interpolation_mode", choices=INTERPOLATION_MODES, default="bicubic")
     group.add_argument("--num_frames", type=int, default=8, help="Frames of a clip.")
     group.add_argument("--min_keyframes", type=int, default=3, help="Fewest frames drawn from an animation.")
     group.add_argument("--max_keyframes", type=int, default=None, help="Most; by default all --num_frames.")
@@ -106,7 +110,9 @@ class PreparedRows(Dataset):
 
     def __init__(self, args: argparse.Namespace, channels: int):
         names = [*args.train_data_dir, *args.dataset_name]
-        self.rows = ConcatDataset([load_rows(name, args.caption_column, args.image_column) for name in names])
+        options = {"config_name": args.dataset_config_name, "cache_dir": args.cache_dir}
+        self.rows = ConcatDataset([load_rows(x, args.caption_column, args.image_column, **options) for x in names])
+        check_captions(rows.data.column("text") for rows in self.rows.datasets)
         self.filters = Filters(
             min_motion=args.min_motion,
             min_colour_bits=args.min_colour_bits,
@@ -121,6 +127,8 @@ class PreparedRows(Dataset):
             max_keyframes=args.max_keyframes,
             keyframes=args.keyframes,
             features=load_features(args.keyframe_features),
+            center_crop=args.center_crop,
+            interpolation=args.image_interpolation_mode,
         )
         self.motions, self.seed = args.motions_per_picture, args.seed
 
@@ -145,13 +153,13 @@ class PreparedRows(Dataset):
         """One clip with every frame that any number of keyframes asks for."""
         table = self.maker.keyframe_table(animation, row)
         frames = np.unique(np.concatenate(list(table.values())))
-        pixels = frames_to_clip(animation.frames[frames], self.maker.size, self.maker.channels)
+        pixels = self.maker.clip(animation.frames[frames])
         keyframes = [np.searchsorted(frames, indices).tolist() for indices in table.values()]
         return [{"pixels": pixels, "caption": row["text"], "keyframes": keyframes}]
 
     def still_clips(self, animation, row: dict, number: int) -> list[dict]:
         """The picture as it is, then in motion."""
-        clips = [(self.maker.still(animation), row["text"])]
+        clips = [(self.maker.clip(animation.frames), row["text"])]
         rng = np.random.default_rng([self.seed, 2, number])
         clips += [self.maker.set_in_motion(animation, row["text"], rng) for _ in range(self.motions)]
         return [{"pixels": pixels, "caption": caption, "keyframes": []} for pixels, caption in clips]

@@ -293,7 +293,7 @@ class Trainer:
 
     def resume(self) -> int:
         """Load the checkpoint that was asked for and return its step; 0 for a fresh start."""
-        folder = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
+        folder = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint, self.accelerator)
         if folder is None:
             return 0
         load_checkpoint(self.accelerator, folder)

@@ -1,214 +1,106 @@
 """Train a sticker model from scratch with the dual mask and the curriculum of RDTF (arXiv 2503.17735).
 
-    accelerate launch examples/train_rdtf.py --pretrained_model_name_or_path base --preset tiny \
-        --train_data_dir stickers/animated/train stickers/static/train --procedural_fraction 0.9 \
-        --resolution 64 --train_batch_size 16 --max_train_steps 5000 --mixed_precision bf16 --output_dir my-model
+    accelerate launch examples/train_rdtf.py --preset tiny --train_data_dir stickers --procedural_fraction 0.9 \
+        --train_batch_size 16 --max_train_steps 5000 --use_ema --output_dir my-model
 
-`--pretrained_model_name_or_path` is a pipeline folder or Hub id that gives the frozen parts: autoencoder, text
-encoders, tokenizers and the scheduler's noise levels. The UNet starts from random weights. `--output_dir` ends as a
-pipeline that `StickerGenerationPipeline.from_pretrained` loads.
+The frozen parts (autoencoder, text encoders, tokenizers, noise levels) are those of the preset, or of the pipeline
+that `--pretrained_model_name_or_path` names. The UNet starts from random weights. `--output_dir` ends as a pipeline
+that `StickerGenerationPipeline.from_pretrained` loads, with a model card.
 
 A step: draw one task for all processes -> read clips -> hide frames (condition mask) -> predict the noise of all
 frames -> mean squared error over the real frames (loss mask) -> tell the curriculum the loss.
+
+Exit codes: 0; 2 after one line about what the user has to put right; 128 + number of the signal that stopped the run,
+which has saved a checkpoint then.
 """
 
 import argparse
 import json
 import logging
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers import DDIMScheduler
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
+from model_parts import load_frozen_parts, make_scheduler, make_unet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from training_arguments import DEFAULT_STEPS, check_args, make_parser, parse_with_preset
 from transformers.utils import logging as transformers_logging
+from validation_stickers import draw, log_animation, make_cases, motion_scores
 
 from rdtf_diffusers import StickerGenerationPipeline, UNetDiscreteFrameModel, save_sticker
 from rdtf_diffusers.checkpoints import SETTINGS_FILE
-from rdtf_diffusers.data.animation import read_animation
-from rdtf_diffusers.data.dataset import ClipMaker, StickerClips, StreamedClips
-from rdtf_diffusers.data.keyframes import KEYFRAME_METHODS, load_features
+from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
+from rdtf_diffusers.data.keyframes import load_features
 from rdtf_diffusers.data.latents import LatentClips, fingerprint
+from rdtf_diffusers.data.streaming import StreamedClips
 from rdtf_diffusers.training import (
+    PRESETS,
     DualMaskCollator,
     dual_mask_loss,
     make_curriculum,
     mask_condition_latents,
+    min_snr_weights,
     row_generator,
 )
+from rdtf_diffusers.training.history import HISTORY_FILE, RunHistory, final_losses, read_history
+from rdtf_diffusers.training.plots import CURRICULUM_FILE, LOSSES_FILE, plot_curriculum, plot_losses
 from rdtf_diffusers.training.run_state import (
-    checkpoint_step,
+    check_facts,
+    check_processes,
     find_checkpoint,
+    list_checkpoints,
     load_checkpoint,
+    read_facts,
     save_checkpoint,
     warn_if_bf16_is_slow,
 )
+from rdtf_diffusers.training.signals import StopSignal, leave_signals_to_trainer
+from rdtf_diffusers.utils.hub import copy_attribution, environment, make_repository, model_card, push_to_hub
 
 
 logger = logging.getLogger("train_rdtf")
 
-# UNet sizes. What follows from the autoencoder, the text encoders and the resolution is filled in by `make_unet`.
-PRESETS = {
-    "tiny": {
-        "block_out_channels": (80, 112),
-        "layers_per_block": 1,
-        "attention_head_dim": 16,
-        "norm_num_groups": 16,
-        "sti_num_heads": 4,
-        "sti_head_dim": 16,
-    },
-    "paper": {},
-}
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    group = parser.add_argument_group("model")
-    group.add_argument("--pretrained_model_name_or_path", required=True, help="Pipeline with the frozen parts.")
-    group.add_argument("--preset", choices=list(PRESETS), default="tiny", help="Size of the UNet.")
-    group.add_argument("--num_frames", type=int, default=8, help="Frames of a clip.")
-    group.add_argument("--temporal_layer", choices=["sti", "conv3d"], default="sti", help="conv3d: the ablation.")
-    group.add_argument("--sti_detail", choices=["frame_resnet", "temporal_conv"], default="frame_resnet")
-    group.add_argument("--prediction_type", choices=PREDICTION_TYPES, default=None)
-
-    group = parser.add_argument_group("data")
-    group.add_argument("--train_data_dir", nargs="+", default=[], help="Folders, JSONL or tar files.")
-    group.add_argument("--dataset_name", nargs="+", default=[], help="Hub ids, beside or instead of folders.")
-    group.add_argument("--latent_cache", default=None, help="Folder of prepare_dataset.py, instead of files.")
-    group.add_argument("--streaming", action="store_true", help="Read Hub data while it downloads.")
-    group.add_argument("--caption_column", default=None, help="Default: text, caption or what is usual.")
-    group.add_argument("--image_column", default=None, help="Default: image, animation or what is usual.")
-    group.add_argument("--resolution", type=int, default=256)
-    group.add_argument("--procedural_fraction", type=float, default=0.5, help="Share of pictures set in motion.")
-    group.add_argument("--min_keyframes", type=int, default=3, help="Fewest frames drawn from an animation.")
-    group.add_argument("--max_keyframes", type=int, default=None, help="Most; by default all --num_frames.")
-    group.add_argument("--keyframes", choices=KEYFRAME_METHODS, default="cluster", help="How they are chosen.")
-    group.add_argument("--keyframe_features", default="pixels", help='"pixels", "timm:vgg16" or a vision model\'s id.')
-    group.add_argument("--dataloader_num_workers", type=int, default=0)
-
-    group = parser.add_argument_group("method")
-    group.add_argument("--curriculum", choices=["uniform", "linear", "adaptive"], default="adaptive")
-    group.add_argument("--curriculum_steps", type=int, default=None, help="Default: --max_train_steps.")
-    group.add_argument("--pid", type=float, nargs=3, default=[5.0, 3.0, 1.3], metavar=("KP", "KI", "KD"))
-    group.add_argument("--task_weights", nargs="+", default=[], metavar="TASK=X", help="Factors on tasks' chances.")
-    group.add_argument("--loss_reduction", choices=["all", "valid"], default="all")
-    group.add_argument("--joint_drop_prob", type=float, default=0.1, help="Text and frames dropped together.")
-    group.add_argument("--text_drop_prob", type=float, default=0.0, help="Text dropped, frames kept.")
-    group.add_argument("--text_word_drop_prob", type=float, default=0.2)
-
-    group = parser.add_argument_group("optimisation")
-    group.add_argument("--train_batch_size", type=int, default=1, help="Clips per process and micro-step.")
-    group.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    group.add_argument("--max_train_steps", type=int, default=50_000)
-    group.add_argument("--learning_rate", type=float, default=1e-5)
-    group.add_argument("--lr_scheduler", default="constant", help="A name that diffusers.optimization knows.")
-    group.add_argument("--lr_warmup_steps", type=int, default=0)
-    group.add_argument("--adam_beta1", type=float, default=0.9)
-    group.add_argument("--adam_beta2", type=float, default=0.999)
-    group.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    group.add_argument("--adam_epsilon", type=float, default=1e-8)
-    group.add_argument("--max_grad_norm", type=float, default=1.0)
-    group.add_argument("--use_ema", action="store_true")
-    group.add_argument("--ema_decay", type=float, default=0.9995)
-    group.add_argument("--gradient_checkpointing", action="store_true")
-    group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
-    group.add_argument("--seed", type=int, default=0)
-
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", default="sticker-model")
-    group.add_argument("--checkpointing_steps", type=int, default=500)
-    group.add_argument("--checkpoints_total_limit", type=int, default=None)
-    group.add_argument("--resume_from_checkpoint", default=None, help='A checkpoint folder, or "latest".')
-    group.add_argument("--validation_prompts", nargs="+", default=[], help="One sticker each.")
-    group.add_argument("--validation_images", nargs="+", default=[], help="First frames, one per prompt or none.")
-    group.add_argument("--validation_steps", type=int, default=500, help="Optimiser steps between validations.")
-    group.add_argument("--validation_inference_steps", type=int, default=20)
-    group.add_argument("--validation_guidance_scale", type=float, default=3.0, help="For text and for pictures.")
-    group.add_argument("--report_to", default="tensorboard", help='A tracker of accelerate, or "none".')
-    group.add_argument("--logging_dir", default="logs")
-    parsed = parser.parse_args(args)
+    parser = make_parser(__doc__.split("\n")[0])
+    parsed = parse_with_preset(parser, args)
     check_args(parser, parsed)
     return parsed
 
 
-def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses, in one line, what could only fail later."""
-    if bool(args.train_data_dir or args.dataset_name) == bool(args.latent_cache):
-        parser.error("give stickers to train on: --train_data_dir or --dataset_name, or else --latent_cache")
-    if args.latent_cache and args.streaming:
-        parser.error("--latent_cache is read from disk; leave --streaming out")
-    steps = ("max_train_steps", "checkpointing_steps", "validation_steps", "validation_inference_steps")
-    for name in ("resolution", "num_frames", "train_batch_size", "gradient_accumulation_steps", *steps):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.checkpoints_total_limit is not None and args.checkpoints_total_limit < 1:
-        parser.error(f"--checkpoints_total_limit must be at least 1, got {args.checkpoints_total_limit}")
-    if not 0.0 <= args.procedural_fraction <= 1.0:
-        parser.error(f"--procedural_fraction must be between 0 and 1, got {args.procedural_fraction}")
-    args.max_keyframes = args.num_frames if args.max_keyframes is None else args.max_keyframes
-    if args.validation_images and len(args.validation_images) != len(args.validation_prompts):
-        parser.error(
-            f"--validation_images must be as many as --validation_prompts ({len(args.validation_prompts)}), "
-            f"got {len(args.validation_images)}"
-        )
-    if not args.validation_images and not all(prompt.strip() for prompt in args.validation_prompts):
-        parser.error("--validation_prompts: an empty prompt needs a picture, --validation_images")
-    try:
-        args.validation_images = [Image.fromarray(read_animation(file).frames[0]) for file in args.validation_images]
-        args.task_weights = {name: float(x) for name, x in (entry.split("=") for entry in args.task_weights)}
-    except ValueError as error:
-        parser.error(f"--validation_images or --task_weights TASK=X: {error}")
-
-
-def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> UNetDiscreteFrameModel:
-    """A UNet with random weights that fits the pipeline's autoencoder and text encoders."""
-    channels = pipeline.vae.config.latent_channels
-    second = pipeline.text_encoder_2
-    return UNetDiscreteFrameModel(
-        **PRESETS[args.preset],
-        sample_size=args.resolution // pipeline.vae_scale_factor,
-        num_frames=args.num_frames,
-        in_channels=2 * channels,
-        out_channels=channels,
-        cross_attention_dim=pipeline.text_encoder.config.hidden_size,
-        second_text_dim=None if second is None else second.config.hidden_size,
-        temporal_layer=args.temporal_layer,
-        sti_detail=args.sti_detail,
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """Accelerate as the arguments ask for it, with as many processes as were launched."""
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / args.logging_dir)),
     )
-
-
-def make_pipeline(args: argparse.Namespace) -> StickerGenerationPipeline:
-    """The pretrained frozen parts around a new UNet: what is trained, validated and saved."""
-    pipeline = StickerGenerationPipeline.from_pretrained(
-        args.pretrained_model_name_or_path, unet=None, dtype=torch.float32
-    )
-    if args.resolution % pipeline.vae_scale_factor:
-        raise ValueError(f"`resolution` must be a multiple of {pipeline.vae_scale_factor}, got {args.resolution}.")
-    config = dict(pipeline.scheduler.config)
-    config["prediction_type"] = args.prediction_type or config["prediction_type"]
-    if config["prediction_type"] not in PREDICTION_TYPES:
-        raise ValueError(f"The prediction type must be one of {PREDICTION_TYPES}, got {config['prediction_type']!r}.")
-    if config["prediction_type"] == "epsilon":  # pure noise says nothing about the noise that it is
-        config["rescale_betas_zero_snr"] = False
-    pipeline.register_modules(unet=make_unet(args, pipeline), scheduler=DDIMScheduler.from_config(config))
-    for frozen in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-        if frozen is not None:
-            frozen.requires_grad_(False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    check_processes(accelerator)
+    warn_if_bf16_is_slow(accelerator)
+    # accelerate's launcher puts its own number into the environment, which would go before the argument
+    accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+    if accelerator.state.deepspeed_plugin is not None:  # which has no DataLoader to see the batch size
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+        config["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+    if args.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return accelerator
 
 
 def make_maker(args: argparse.Namespace, channels: int) -> ClipMaker:
@@ -222,6 +114,9 @@ def make_maker(args: argparse.Namespace, channels: int) -> ClipMaker:
         max_keyframes=args.max_keyframes,
         keyframes=args.keyframes,
         features=load_features(args.keyframe_features),
+        center_crop=args.center_crop,
+        random_flip=args.random_flip,
+        interpolation=args.image_interpolation_mode,
     )
 
 
@@ -231,21 +126,33 @@ def make_clips(
     """The training data: files, a stream, or a latent cache."""
     if args.latent_cache:
         keyframes = args.min_keyframes, args.max_keyframes
-        clips = LatentClips(args.latent_cache, args.procedural_fraction, *keyframes, seed=args.seed)
+        options = {"seed": args.seed, "max_samples": args.max_train_samples}
+        clips = LatentClips(args.latent_cache, args.procedural_fraction, *keyframes, **options)
         check_cache(clips, args, pipeline)
         return clips
-    maker = make_maker(args, pipeline.vae.config.in_channels)
-    source = {"sources": [*args.train_data_dir, *args.dataset_name], "maker": maker, "seed": args.seed}
-    source |= {"caption_column": args.caption_column, "image_column": args.image_column}
+    source = {
+        "sources": [*args.train_data_dir, *args.dataset_name],
+        "maker": make_maker(args, pipeline.vae.config.in_channels),
+        "caption_column": args.caption_column,
+        "image_column": args.image_column,
+        "seed": args.seed,
+        "max_samples": args.max_train_samples,
+        "config_name": args.dataset_config_name,
+        "cache_dir": args.cache_dir,
+    }
     if args.streaming:
-        return StreamedClips(**source, rank=accelerator.process_index, world_size=accelerator.num_processes)
-    return StickerClips(**source)
+        clips = StreamedClips(**source, rank=accelerator.process_index, world_size=accelerator.num_processes)
+    else:
+        clips = StickerClips(**source)
+    clips.check()
+    return clips
 
 
 def check_cache(clips: LatentClips, args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> None:
     """Refuses a latent cache that was prepared for another pipeline or other arguments, and names the differences."""
     made = clips.preparation
-    wanted = {"resolution": args.resolution, "num_frames": args.num_frames, "vae": fingerprint(pipeline.vae)}
+    names = ("resolution", "num_frames", "center_crop", "image_interpolation_mode")
+    wanted = {name: getattr(args, name) for name in names} | {"vae": fingerprint(pipeline.vae)}
     if made.text_variants:
         second = pipeline.text_encoder_2
         wanted["text_word_drop_prob"] = args.text_word_drop_prob
@@ -256,36 +163,68 @@ def check_cache(clips: LatentClips, args: argparse.Namespace, pipeline: StickerG
         raise ValueError(f"`latent_cache` {args.latent_cache} was prepared for {', '.join(differences)}.")
 
 
-def sample_numbers(args: argparse.Namespace, accelerator: Accelerator, first_step: int) -> Iterator[list[int]]:
-    """The numbers of this process's samples, micro-step by micro-step, from optimiser step `first_step` on.
+def make_optimizer(unet: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW on the trainable weights, in 32 or 8 bits.
+
+    Raises:
+        ValueError: trainable weights are not float32, in which small updates would be lost.
+    """
+    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    if others := {str(parameter.dtype) for parameter in trainable} - {"torch.float32"}:
+        raise ValueError(f"Trainable weights must be torch.float32, got {', '.join(sorted(others))}.")
+    if args.use_8bit_adam:
+        from bitsandbytes.optim import AdamW8bit as optimizer_class
+    else:
+        optimizer_class = torch.optim.AdamW
+    return optimizer_class(trainable, **optimizer_settings(args))
+
+
+def optimizer_settings(args: argparse.Namespace) -> dict:
+    """What the arguments say about every group of weights."""
+    return {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "weight_decay": args.adam_weight_decay,
+        "eps": args.adam_epsilon,
+    }
+
+
+def sample_numbers(args: argparse.Namespace, accelerator: Accelerator, first_sample: int) -> Iterator[list[int]]:
+    """The numbers of this process's samples, micro-step by micro-step, after `first_sample` samples of all processes.
 
     The run is one long row of samples. Which of them are seen, and how, depends on the seed alone, so a resumed run
     goes on where it stopped, and the number of processes only divides the work.
     """
-    per_process, processes = args.train_batch_size, accelerator.num_processes
-    first = first_step * args.gradient_accumulation_steps
-    for micro_step in range(first, args.max_train_steps * args.gradient_accumulation_steps):
-        start = (micro_step * processes + accelerator.process_index) * per_process
+    per_process = args.train_batch_size
+    start = first_sample + accelerator.process_index * per_process
+    while True:
         yield list(range(start, start + per_process))
+        start += accelerator.num_processes * per_process
 
 
 class Trainer:
-    """One training run: what is trained, with which data, and how far it is."""
+    """One training run: what is trained, with which data, and how far it is.
+
+    Attributes:
+        first_step: optimiser steps that were done when this process began.
+        samples: samples that all processes together have seen.
+        stopping: whether a signal ended the run before its last step.
+    """
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.output_dir = Path(args.output_dir)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            log_with=None if args.report_to == "none" else args.report_to,
-            project_config=ProjectConfiguration(args.output_dir, str(self.output_dir / args.logging_dir)),
-        )
-        set_seed(args.seed)  # for the UNet's first weights; everything later is seeded sample by sample
-        self.pipeline = make_pipeline(args)
-        warn_if_bf16_is_slow(self.accelerator)
+        self.accelerator = make_accelerator(args)
+        self.first_step, self.samples, self.stopping = 0, 0, False
+        self.signal = StopSignal()
+        self.check_output_dir()
+        self.reserve_repository()
+        self.pipeline = load_frozen_parts(args, WEIGHT_DTYPES[self.accelerator.mixed_precision])
+        self.pipeline.register_modules(scheduler=make_scheduler(args, self.pipeline))
         self.clips = make_clips(args, self.pipeline, self.accelerator)
+        self.plan_steps()
+        set_seed(args.seed)  # for the UNet's first weights; everything later is seeded sample by sample
+        self.pipeline.register_modules(unet=self.make_unet())
         self.collator = DualMaskCollator(
             args.num_frames,
             args.joint_drop_prob,
@@ -298,7 +237,47 @@ class Trainer:
         self.curriculum = make_curriculum(
             args.curriculum, args.curriculum_steps or args.max_train_steps, tuple(args.pid), args.task_weights
         )
+        self.cases = make_cases(args.validation_prompts, args.validation_images, args.num_frames)
         self._prepare()
+
+    def make_unet(self) -> UNetDiscreteFrameModel:
+        """What is trained."""
+        return make_unet(self.args, self.pipeline)
+
+    def check_output_dir(self) -> None:
+        """Refuses to mix a new run with the checkpoints of an old one."""
+        found = list_checkpoints(self.output_dir)
+        if found and not self.args.resume_from_checkpoint:
+            raise ValueError(
+                f"`output_dir` {self.output_dir} holds {found[-1].name} of an earlier run: go on with "
+                "--resume_from_checkpoint latest, or give another folder."
+            )
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def reserve_repository(self) -> None:
+        """Makes the repository of `--push_to_hub` now: a token that is not valid is better known before training."""
+        args = self.args
+        args.hub_model_id = args.hub_model_id or self.output_dir.absolute().name
+        if args.push_to_hub and self.accelerator.is_main_process:
+            args.hub_model_id = make_repository(args.hub_model_id, token=args.hub_token)
+
+    def plan_steps(self) -> None:
+        """Checks the amount of data; turns epochs into steps, and scales the learning rate."""
+        args = self.args
+        together = args.train_batch_size * self.accelerator.num_processes
+        per_step = together * args.gradient_accumulation_steps
+        if not args.streaming:
+            if len(self.clips) < together:
+                raise ValueError(
+                    f"`train_batch_size`, {together} on all processes, exceeds {len(self.clips)} stickers."
+                )
+            if args.num_train_epochs:
+                args.max_train_steps = -(-args.num_train_epochs * len(self.clips) // per_step)
+            if args.validation_epochs:
+                args.validation_steps = -(-args.validation_epochs * len(self.clips) // per_step)
+        args.max_train_steps = args.max_train_steps or DEFAULT_STEPS
+        if args.scale_lr:
+            args.learning_rate *= per_step
 
     def _drop_frozen_parts(self) -> None:
         """Frees the memory of what the cache stands in for."""
@@ -306,45 +285,129 @@ class Trainer:
         if self.clips.preparation.text_variants:
             self.pipeline.register_modules(text_encoder=None, text_encoder_2=None)
 
-    def whole_pipeline(self) -> StickerGenerationPipeline:
-        """What validation and saving need: with a latent cache the frozen parts are loaded for as long as they do."""
-        if not self.args.latent_cache:
-            return self.pipeline
-        whole = StickerGenerationPipeline.from_pretrained(
-            self.args.pretrained_model_name_or_path,
-            unet=self.pipeline.unet,
-            scheduler=self.pipeline.scheduler,
-            dtype=torch.float32,
-        )
-        whole.set_progress_bar_config(disable=True)
-        return whole.to(self.accelerator.device)
+    @property
+    def weights_are_sharded(self) -> bool:
+        """Whether no process has the whole UNet, so that drawing and saving take all of them."""
+        state = self.accelerator.state
+        zero_3 = state.deepspeed_plugin is not None and state.deepspeed_plugin.zero_stage == 3
+        return state.distributed_type == DistributedType.FSDP or zero_3
 
     def _prepare(self) -> None:
-        """Puts model, optimiser, schedule and average where accelerate wants them."""
+        """Puts model, optimiser and average where accelerate wants them."""
         args, unet = self.args, self.pipeline.unet
+        if args.use_ema and self.weights_are_sharded:
+            raise ValueError("`use_ema` needs whole weights on every process: use DDP or DeepSpeed stage 2.")
         if args.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        optimizer = torch.optim.AdamW(
-            unet.parameters(),
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            weight_decay=args.adam_weight_decay,
-            eps=args.adam_epsilon,
-        )
-        # stepped once per optimiser step by `step`, so it is not handed to accelerate, which would count processes
-        self.lr_scheduler = get_scheduler(
-            args.lr_scheduler,
-            optimizer,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_training_steps=args.max_train_steps,
-        )
         self.pipeline.to(self.accelerator.device)
         if self.pipeline.vae is not None:
             self.pipeline.vae.to(memory_format=torch.channels_last)
+        if args.compile:
+            unet.compile()
+        optimizer = make_optimizer(unet, args)
+        schedule = get_scheduler(
+            args.lr_scheduler,
+            torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate),
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=args.max_train_steps,
+        )
+        self.lr_factor = schedule.lr_lambdas[0]  # of the optimiser steps done
+        self.ema = None
+        if args.use_ema:
+            self.ema = EMAModel(self.trainable_weights(), decay=args.ema_decay, foreach=args.foreach_ema)
+            self.place_ema()
         self.unet, self.optimizer = self.accelerator.prepare(unet.train(), optimizer)
-        self.ema = EMAModel(unet.parameters(), decay=args.ema_decay) if args.use_ema else None
-        stateful = [self.curriculum, self.lr_scheduler, self.ema]
-        self.accelerator.register_for_checkpointing(*(item for item in stateful if item is not None))
+        self.accelerator.register_save_state_pre_hook(self.save_unet)
+        self.accelerator.register_load_state_pre_hook(self.load_unet)
+        self.accelerator.register_for_checkpointing(self.curriculum, *([self.ema] if self.ema else []))
+
+    def trainable_weights(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.pipeline.unet.parameters() if parameter.requires_grad]
+
+    def save_unet(self, models: list, weights: list[dict], folder: str) -> None:
+        """Puts the UNet into a checkpoint as diffusers saves it, so that it can be loaded from there.
+
+        Where the weights are sharded, both lists are empty and accelerate has saved them its own way.
+        """
+        if weights:
+            weights.clear()
+            if self.accelerator.is_main_process:
+                self.pipeline.unet.save_pretrained(Path(folder) / "unet")
+
+    def load_unet(self, models: list, folder: str) -> None:
+        """The reverse of `save_unet`."""
+        if models:
+            models.clear()
+            saved = UNetDiscreteFrameModel.from_pretrained(folder, subfolder="unet")
+            self.pipeline.unet.load_state_dict(saved.state_dict())
+
+    def place_ema(self) -> None:
+        """Keeps the average where it is updated, or in main memory with `--offload_ema`."""
+        offload = self.args.offload_ema
+        self.ema.to("cpu" if offload else self.accelerator.device)
+        if offload and self.accelerator.device.type == "cuda":
+            self.ema.pin_memory()
+
+    def update_ema(self) -> None:
+        """One step of the moving average."""
+        if self.args.offload_ema:
+            self.ema.to(self.accelerator.device, non_blocking=True)
+        self.ema.step(self.trainable_weights())
+        if self.args.offload_ema:
+            self.place_ema()
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The UNet with the moving average of its weights, where there is one."""
+        if self.ema is not None:
+            self.ema.store(self.trainable_weights())
+            self.ema.copy_to(self.trainable_weights())
+        yield
+        if self.ema is not None:
+            self.ema.restore(self.trainable_weights())
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says about its run, beside the state of everything."""
+        return {
+            "unet": {key: value for key, value in self.pipeline.unet.config.items() if not key.startswith("_")},
+            "prediction_type": self.pipeline.scheduler.config.prediction_type,
+            "processes": self.accelerator.num_processes,
+            "workers": self.args.dataloader_num_workers,
+            "batch_size": self.args.train_batch_size,
+            "step": step,
+            "samples": self.samples,
+        }
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint that was asked for, if there is one.
+
+        What the command line says holds, not what it said when the checkpoint was made: rates, decays, schedules.
+        """
+        folder = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint, self.accelerator)
+        if folder is None:
+            return
+        logger.info("Resuming from %s", folder)
+        facts = read_facts(folder)
+        same = ["unet", "prediction_type"]
+        if self.args.streaming:  # whose parts each go on with rows of their own
+            same += ["processes", "workers", "batch_size"]
+        check_facts(folder, {name: self.facts(0)[name] for name in same})
+        load_checkpoint(self.accelerator, folder)
+        if self.ema is not None:
+            self.ema.decay = self.args.ema_decay
+            self.place_ema()
+        self.first_step, self.samples = facts["step"], facts["samples"]
+
+    def batches(self) -> Iterator[list[dict]]:
+        """This process's micro-batches of samples from the place in the data on that the run has reached."""
+        args, processes = self.args, self.accelerator.num_processes
+        options = {"collate_fn": list, "num_workers": args.dataloader_num_workers}
+        options["worker_init_fn"] = leave_signals_to_trainer
+        if args.streaming:
+            self.clips.resume(self.samples // processes, args.train_batch_size)
+            return iter(DataLoader(self.clips, args.train_batch_size, **options))
+        numbers = sample_numbers(args, self.accelerator, self.samples)
+        return iter(DataLoader(self.clips, batch_sampler=numbers, **options))
 
     def encode(self, batch: dict, rows: list[dict]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Clean latents (B, C, F, h, w) of a collated batch and the network's text inputs, cached or made here."""
@@ -360,103 +423,129 @@ class Trainer:
         else:
             embeds, _, embeds_2, _ = self.pipeline.encode_prompt(batch["captions"])
             text = dict(zip(names, (embeds, embeds_2)))
-        return latents, text | {"text_mask": batch["text_mask"].to(device)}
+        return latents.float(), text | {"text_mask": batch["text_mask"].to(device)}
 
-    def loss(self, rows: list[dict], task: str) -> torch.Tensor:
-        """The loss mask's loss of one micro-batch under `task`."""
+    def draw_noise(self, rows: list[dict], stream: str, shape: torch.Size) -> torch.Tensor:
+        """Standard normal (B, *shape), every clip's by its own seed."""
+        generators = [row_generator(row["seed"], stream) for row in rows]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        return noise.to(self.accelerator.device)
+
+    def add_noise(
+        self, latents: torch.Tensor, rows: list[dict], timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy latents, and what the network is to predict of them; both as `latents` (B, C, F, h, w)."""
+        args, scheduler, shape = self.args, self.pipeline.scheduler, latents.shape[1:]
+        noise = self.draw_noise(rows, "noise", shape)
+        if args.noise_offset:
+            noise += args.noise_offset * self.draw_noise(rows, "noise_offset", (shape[0], 1, 1, 1))
+        added = noise
+        if args.input_perturbation:
+            added = noise + args.input_perturbation * self.draw_noise(rows, "input_perturbation", shape)
+        is_velocity = scheduler.config.prediction_type == "v_prediction"
+        target = scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
+        return scheduler.add_noise(latents, added, timesteps), target
+
+    def loss(self, rows: list[dict], task: str, real_frames: float | None = None) -> torch.Tensor:
+        """The loss mask's loss of one micro-batch under `task`; `real_frames` as in `dual_mask_loss`."""
+        args, scheduler, device = self.args, self.pipeline.scheduler, self.accelerator.device
         batch = self.collator(rows, task)
         with torch.no_grad(), self.accelerator.autocast():
             latents, text = self.encode(batch, rows)
-        latents = latents.float()
-        device, scheduler = latents.device, self.pipeline.scheduler
-        generators = [row_generator(row["seed"], "noise") for row in rows]
-        noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
-        steps = scheduler.config.num_train_timesteps
-        timesteps = [torch.randint(steps, (), generator=row_generator(row["seed"], "timestep")) for row in rows]
-        noise, timesteps = noise.to(device), torch.stack(timesteps).to(device)
-
-        noisy = scheduler.add_noise(latents, noise, timesteps)
+        levels = scheduler.config.num_train_timesteps
+        timesteps = [torch.randint(levels, (), generator=row_generator(row["seed"], "timestep")) for row in rows]
+        timesteps = torch.stack(timesteps).to(device)
+        noisy, target = self.add_noise(latents, rows, timesteps)
         frame_mask = batch["frame_mask"].to(device)
         condition = mask_condition_latents(latents, batch["condition_mask"].to(device), frame_mask)
         prediction = self.unet(noisy, timesteps, condition_latents=condition, **text).sample
-        is_velocity = scheduler.config.prediction_type == "v_prediction"
-        target = scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
-        return dual_mask_loss(prediction, target, frame_mask, self.args.loss_reduction)
+        weights = min_snr_weights(scheduler, timesteps, args.snr_gamma) if args.snr_gamma else None
+        return dual_mask_loss(prediction, target, frame_mask, args.loss_reduction, weights, real_frames)
 
-    def step(self, step: int, batches: Iterator[list[dict]]) -> dict[str, float]:
+    def real_frames(self, micro_batches: list[list[dict]]) -> float:
+        """Real frames of a micro-batch, on average over those of one optimiser step on all processes."""
+        source = "latents" if self.args.latent_cache else "clip"
+        frames = sum(len(row[source]) for rows in micro_batches for row in rows)
+        frames = torch.tensor(float(frames), device=self.accelerator.device)
+        return self.accelerator.reduce(frames, "mean").item() / len(micro_batches)
+
+    def step(self, step: int, batches: Iterator[list[dict]]) -> dict[str, Any]:
         """One optimiser step over all processes and micro-steps; returns what is logged."""
-        args = self.args
+        args, accelerator = self.args, self.accelerator
         task = self.curriculum.draw(args.seed * args.max_train_steps + step)
-        total = torch.zeros((), device=self.accelerator.device)
-        for _ in range(args.gradient_accumulation_steps):
-            with self.accelerator.accumulate(self.unet):
-                loss = self.loss(next(batches), task)
-                self.accelerator.backward(loss)
-                total += loss.detach() / args.gradient_accumulation_steps
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), args.max_grad_norm)
+        micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
+        real_frames = self.real_frames(micro_batches) if args.loss_reduction == "valid" else None
+        for group in self.optimizer.param_groups:
+            group.update(optimizer_settings(args), lr=args.learning_rate * self.lr_factor(step - 1))
+        total = torch.zeros((), device=accelerator.device)
+        for rows in micro_batches:
+            with accelerator.accumulate(self.unet):
+                loss = self.loss(rows, task, real_frames)
+                accelerator.backward(loss)
+                total += loss.detach() / len(micro_batches)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.unet.parameters(), args.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        self.lr_scheduler.step()
         if self.ema is not None:
-            self.ema.step(self.pipeline.unet.parameters())
-        mean_loss = self.accelerator.reduce(total, "mean").item()
+            self.update_ema()
+        self.samples += args.train_batch_size * len(micro_batches) * accelerator.num_processes
+        mean_loss = accelerator.reduce(total, "mean").item()
         self.curriculum.update(mean_loss)
-        logs = {"loss": mean_loss, f"loss/{task}": mean_loss, "grad_norm": float(norm)}
+        return self.logs(task, mean_loss, float(norm)) | {"lr": self.optimizer.param_groups[0]["lr"]}
+
+    def logs(self, task: str, loss: float, norm: float) -> dict[str, Any]:
+        """The figures of an optimiser step: what it was, and what the curriculum makes of it."""
+        logs = {"task": task, "loss": loss, f"loss/{task}": loss, "grad_norm": norm}
         logs |= {f"task_share/{name}": share for name, share in self.curriculum.probabilities().items()}
-        if args.curriculum == "adaptive":
+        if self.args.curriculum == "adaptive":
             logs |= {f"pid/{name}": value for name, value in self.curriculum.terms._asdict().items()}
-            logs["pid/level"] = self.curriculum.level
-        return logs | {"lr": self.lr_scheduler.get_last_lr()[0]}
+            logs["level"] = self.curriculum.level
+        return logs
 
-    def resume(self) -> int:
-        """Loads the checkpoint that was asked for; returns the optimiser steps done."""
-        folder = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
-        if folder is None:
-            return 0
-        logger.info("Resuming from %s", folder)
-        load_checkpoint(self.accelerator, folder)
-        if self.ema is not None:
-            self.ema.to(self.accelerator.device)
-        return checkpoint_step(folder)
-
-    def run(self) -> None:
-        """Trains to `--max_train_steps` and saves the pipeline."""
-        first = self.resume()
-        settings = {name: str(value) for name, value in vars(self.args).items()}
-        self.accelerator.init_trackers("train_rdtf", config=settings)
+    def run(self) -> int:
+        """Trains to `--max_train_steps` and saves the pipeline; returns the exit code."""
+        self.resume()
+        settings = {name: str(value) for name, value in vars(self.args).items() if name != "hub_token"}
+        purge = {"tensorboard": {"purge_step": self.first_step + 1}} if self.first_step else {}
+        self.accelerator.init_trackers(self.args.tracker_project_name, config=settings, init_kwargs=purge)
         # The sequences are short and many: on a CPU plain matrix products beat fused attention.
         on_cpu = self.accelerator.device.type == "cpu"
-        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-            self.train(first)
-        self.save()
+        with self.signal, sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+            self.train()
+        if not self.stopping:
+            self.save()
         self.accelerator.end_training()
+        if not self.stopping:
+            self.publish()
+        return 128 + self.signal.number if self.stopping else 0
 
-    def batches(self, first: int) -> Iterator[list[dict]]:
-        """This process's micro-batches of samples from optimiser step `first` on."""
-        args, workers = self.args, self.args.dataloader_num_workers
-        if args.streaming:
-            self.clips.first_epoch = first  # a resumed run reads on in a new order, not the same beginning again
-            workers = min(workers, self.clips.rows.num_shards)
-            return iter(DataLoader(self.clips, args.train_batch_size, collate_fn=list, num_workers=workers))
-        numbers = list(sample_numbers(args, self.accelerator, first))
-        return iter(DataLoader(self.clips, batch_sampler=numbers, collate_fn=list, num_workers=workers))
-
-    def train(self, first: int) -> None:
-        """Optimiser steps `first` + 1 to `--max_train_steps`, with checkpoints and validations between them."""
+    def train(self) -> None:
+        """The optimiser steps that are left, with checkpoints and validations between them."""
         args, accelerator = self.args, self.accelerator
-        batches = self.batches(first)
-        progress = tqdm(total=args.max_train_steps, initial=first, disable=not accelerator.is_local_main_process)
-        for step in range(first + 1, args.max_train_steps + 1):
+        batches = self.batches()
+        history = RunHistory(self.output_dir / HISTORY_FILE, self.first_step) if accelerator.is_main_process else None
+        progress = tqdm(
+            total=args.max_train_steps, initial=self.first_step, disable=not accelerator.is_local_main_process
+        )
+        for step in range(self.first_step + 1, args.max_train_steps + 1):
             logs = self.step(step, batches)
-            accelerator.log(logs, step=step)
-            progress.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+            last = step == args.max_train_steps
+            if self.cases and (step % args.validation_steps == 0 or last):
+                logs |= self.validate(step)
+            if history is not None:
+                history.append(step, logs)
+            accelerator.log({name: value for name, value in logs.items() if name != "task"}, step=step)
+            progress.set_postfix(task=logs["task"], loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.1e}", refresh=False)
             progress.update()
-            if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
-                save_checkpoint(accelerator, self.output_dir, step, args.checkpoints_total_limit)
-            if accelerator.is_main_process and (step % args.validation_steps == 0 or step == args.max_train_steps):
-                self.validate(step)
+            self.stopping = self.signal.received(accelerator) and not last
+            if step % args.checkpointing_steps == 0 or last or self.stopping:
+                save_checkpoint(accelerator, self.output_dir, step, args.checkpoints_total_limit, self.facts(step))
+            if self.stopping:
+                break
         progress.close()
+        if self.stopping:
+            logger.info("Stopped by %s; checkpoint-%d is whole.", signal.Signals(self.signal.number).name, step)
 
     def generation_settings(self) -> dict[str, float]:
         """How validation stickers are drawn, and what is written into `generation.json` beside the weights."""
@@ -465,57 +554,99 @@ class Trainer:
             "num_inference_steps": self.args.validation_inference_steps,
             "guidance_scale": scale,
             "image_guidance_scale": scale,
-            "eta": 0.0,
+            "eta": self.args.validation_eta,
         }
 
-    @torch.no_grad()
-    def validate(self, step: int) -> None:
-        """Makes a sticker for every validation prompt with the averaged weights."""
-        args, unet = self.args, self.pipeline.unet
-        if not args.validation_prompts:
-            return
-        if self.ema is not None:
-            self.ema.store(unet.parameters())
-            self.ema.copy_to(unet.parameters())
-        unet.eval()
-        pipeline = self.whole_pipeline()
-        folder = self.output_dir / "validation" / f"step-{step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, prompt in enumerate(args.validation_prompts):
-            with self.accelerator.autocast():
-                frames = pipeline(
-                    prompt or None,
-                    image=args.validation_images[index] if args.validation_images else None,
-                    generator=torch.Generator().manual_seed(args.seed),
-                    **self.generation_settings(),
-                ).frames[0]
-            save_sticker(frames, folder / f"{index}.webp")
-            self.log_frames(f"validation/{index} {prompt}", frames, step)
-        unet.train()
-        if self.ema is not None:
-            self.ema.restore(unet.parameters())
+    def drawing_pipeline(self) -> StickerGenerationPipeline:
+        """What validation needs: with a latent cache the frozen parts are loaded for as long as it does."""
+        if not self.args.latent_cache:
+            return self.pipeline
+        whole = load_frozen_parts(self.args, WEIGHT_DTYPES[self.accelerator.mixed_precision])
+        whole.register_modules(unet=self.pipeline.unet, scheduler=self.pipeline.scheduler)
+        return whole.to(self.accelerator.device)
 
-    def log_frames(self, name: str, frames: list[Image.Image], step: int) -> None:
-        """Shows a clip on white in TensorBoard."""
-        white = [Image.alpha_composite(Image.new("RGBA", f.size, "white"), f.convert("RGBA")) for f in frames]
-        pixels = np.stack([np.asarray(frame.convert("RGB")) for frame in white])  # (F, H, W, 3)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """Draws the validation stickers with the averaged weights; returns how much they move, by family."""
+        if not (self.accelerator.is_main_process or self.weights_are_sharded):
+            return {}
+        unet = self.pipeline.unet.eval()
+        with self.averaged_weights(), self.accelerator.autocast():
+            pipeline = self.drawing_pipeline()
+            stickers = [draw(pipeline, case, self.args.seed, **self.generation_settings()) for case in self.cases]
+        unet.train()
+        folder = self.output_dir / "validation" / f"step-{step}"
+        if self.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            for case, frames in zip(self.cases, stickers):
+                save_sticker(frames, folder / f"{case.name}.webp")
+                for tracker in self.accelerator.trackers:
+                    log_animation(tracker, f"validation/{case.name} {case.prompt}", frames, step)
+        return {f"motion/{family}": score for family, score in motion_scores(self.cases, stickers).items()}
 
     def save(self) -> None:
-        """Writes the pipeline, averaged weights included, into `--output_dir`."""
+        """Writes the pipeline with averaged weights into `--output_dir`, with its settings, plots and card."""
+        unet = UNetDiscreteFrameModel.from_config(self.pipeline.unet.config)
+        with self.averaged_weights():
+            weights = self.accelerator.get_state_dict(self.unet)
+            if self.accelerator.is_main_process:
+                unet.load_state_dict(weights)
         if not self.accelerator.is_main_process:
             return
-        if self.ema is not None:
-            self.ema.copy_to(self.pipeline.unet.parameters())
-        self.whole_pipeline().save_pretrained(self.output_dir)
+        pipeline = load_frozen_parts(self.args)
+        pipeline.register_modules(unet=unet, scheduler=self.pipeline.scheduler)
+        pipeline.save_pretrained(self.output_dir)
         settings = json.dumps(self.generation_settings(), indent=2)
         (self.output_dir / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
+        history = read_history(self.output_dir / HISTORY_FILE)
+        plot_losses(history, self.output_dir / LOSSES_FILE)
+        plot_curriculum(history, self.output_dir / CURRICULUM_FILE, self.curriculum)
+        self.save_card(final_losses(history))
+
+    def save_card(self, losses: dict[str, float]) -> None:
+        """The model card, with the last validation sticker as its preview, and the data's attribution."""
+        args = self.args
+        drawn = self.output_dir / "validation" / f"step-{args.max_train_steps}"
+        if self.cases:
+            shutil.copy(drawn / f"{self.cases[0].name}.webp", self.output_dir / "preview.webp")
+        sources = [*args.train_data_dir, *args.dataset_name]
+        if args.latent_cache:
+            sources = self.clips.preparation.sources
+        copy_attribution(sources, self.output_dir)
+        base = args.pretrained_model_name_or_path
+        model_card(
+            self.output_dir,
+            repo_id=args.hub_model_id,
+            prompt=self.cases[0].prompt if self.cases else None,
+            base_models=[base] if base else PRESETS[args.preset].parts.values(),
+            data=sources,
+            training=self.training_facts(),
+            final_losses=losses,
+        ).save(self.output_dir / "README.md")
+
+    def training_facts(self) -> dict[str, Any]:
+        """The rows of the card's training table."""
+        args, processes = self.args, self.accelerator.num_processes
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * processes
+        names = "preset resolution num_frames learning_rate lr_scheduler lr_warmup_steps curriculum pid task_weights"
+        names += " loss_reduction joint_drop_prob text_drop_prob text_word_drop_prob procedural_fraction keyframes"
+        names += " min_keyframes max_keyframes mixed_precision seed"
+        facts = {"parameters": f"{self.pipeline.unet.num_parameters() / 1e6:.1f} M"}
+        facts |= {"optimiser steps": args.max_train_steps, "clips a step": per_step}
+        facts |= {name: getattr(args, name) for name in names.split()}
+        facts |= {"moving average": args.ema_decay if args.use_ema else "none"}
+        return facts | environment(processes)
+
+    def publish(self) -> None:
+        """Uploads the finished pipeline with `--push_to_hub`."""
+        if self.args.push_to_hub and self.accelerator.is_main_process:
+            logger.info(
+                "Published: %s", push_to_hub(self.output_dir, self.args.hub_model_id, token=self.args.hub_token)
+            )
 
 
 def main(args: list[str] | None = None) -> int:
-    """Trains; returns the exit code: 0, or 2 after one line about what the user has to put right."""
+    """Trains; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     for library in (diffusers_logging, transformers_logging):  # which would report every caption that is cut
@@ -523,11 +654,13 @@ def main(args: list[str] | None = None) -> int:
         library.disable_progress_bar()
     parsed = parse_args(args)
     try:
-        Trainer(parsed).run()
+        return Trainer(parsed).run()
+    except KeyboardInterrupt:  # before training, or the second one
+        print("train_rdtf.py: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (OSError, ValueError) as error:
         print(f"train_rdtf.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

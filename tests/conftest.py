@@ -1,10 +1,13 @@
-"""What the tests of several scripts train with: frozen parts of some thousand parameters, and drawn stickers."""
+"""What several tests share: frozen parts of some thousand parameters, drawn stickers, and a Hub on this machine."""
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from hub_server import HubServer
+from huggingface_hub import constants, hf_api
 from PIL import Image, ImageDraw
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -54,3 +57,29 @@ def stickers(tmp_path_factory):
         rows.append({"file_name": name, "text": f"a {colour} ball"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that this process takes for the real one."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+        huggingface_hub.close_session()
+        yield server
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def one_thread():
+    """Models of some thousand parameters gain nothing from more, and lose a lot where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

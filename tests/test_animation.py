@@ -5,7 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from rdtf_diffusers.data.animation import AnimationError, frames_to_clip, over_white, read_animation
+from rdtf_diffusers.data.animation import (
+    INTERPOLATION_MODES,
+    AnimationError,
+    frames_to_clip,
+    over_white,
+    read_animation,
+    resize_premultiplied,
+)
 
 
 def squares(count=4, height=20, width=24):
@@ -164,3 +171,50 @@ def test_three_channels_are_over_white():
     torch.testing.assert_close(clip[0, :, 12, 5], torch.tensor([1.0, 0.2, 0.2]))
     with pytest.raises(ValueError, match=r"`channels` must be 4 .* or 3 .*, got 2"):
         frames_to_clip(frames, 24, channels=2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 9), (9, 4)])
+def test_cropped_clips_are_the_central_square(height, width):
+    frames = np.random.default_rng(0).integers(256, size=(2, height, width, 4), dtype=np.uint8)
+    top, left = (height - 4) // 2, (width - 4) // 2
+    square = frames[:, top : top + 4, left : left + 4]
+    for size in (4, 7):
+        torch.testing.assert_close(frames_to_clip(frames, size, center_crop=True), frames_to_clip(square, size))
+
+
+# Closed forms of the filters and how far they reach, in pixels of the smaller picture.
+FILTERS = {
+    "box": (lambda x: ((-0.5 < x) & (x <= 0.5)) * 1.0, 0.5),
+    "bilinear": (lambda x: 1 - abs(x), 1),
+    "hamming": (lambda x: np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 1),
+    "bicubic": (
+        lambda x: np.where(
+            abs(x) < 1, 1.5 * abs(x) ** 3 - 2.5 * x**2 + 1, -0.5 * abs(x) ** 3 + 2.5 * x**2 - 4 * abs(x) + 2
+        ),
+        2,
+    ),
+    "lanczos": (lambda x: np.sinc(x) * np.sinc(x / 3), 3),
+}
+
+
+@pytest.mark.parametrize(("source", "size"), [(20, 8), (7, 20)])
+@pytest.mark.parametrize("mode", INTERPOLATION_MODES)
+def test_resizing_is_what_the_filters_say(mode, source, size):
+    pixels = torch.rand(2, 4, source, source, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    pixels[:, 3] = 1
+    centres = (np.arange(size) + 0.5) * source / size
+    if mode == "nearest":
+        weights = np.eye(source)[centres.astype(int)]
+    else:
+        kernel, reach = FILTERS[mode]
+        offsets = (np.arange(source) + 0.5 - centres[:, None]) / max(source / size, 1)
+        weights = np.where(abs(offsets) <= reach, kernel(offsets), 0)
+        weights /= weights.sum(axis=1, keepdims=True)
+    weights = torch.from_numpy(weights).float()
+    expected = weights @ pixels @ weights.T
+    torch.testing.assert_close(resize_premultiplied(pixels, size, mode), expected, atol=1e-5, rtol=0)
+
+
+def test_unknown_filters_are_refused():
+    with pytest.raises(ValueError, match=r"`interpolation` must be one of bicubic, .*, got 'cubic'"):
+        frames_to_clip(squares(1), 8, interpolation="cubic")

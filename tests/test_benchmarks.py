@@ -1,5 +1,6 @@
 """The benchmarks run, on models of a few thousand parameters, and count what they say they count."""
 
+import dataclasses
 import json
 
 import pytest
@@ -65,3 +66,50 @@ def test_data_table(tmp_path, pictures, base, capsys):
         {"stages": stages, "prepared": prepared, "training": training, "2.1 million stickers": projected}
     )
     assert "waits" in capsys.readouterr().out
+
+
+def test_training_table(tmp_path, monkeypatch, capsys):
+    training = load_example("benchmarks/training.py")
+    with training.FakeTensorMode(), training.LiveBytes() as memory:
+        layers = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.GELU(), torch.nn.Linear(20, 5))
+        batch = torch.randn(3, 10)
+        assert memory.live == 4 * (20 * 10 + 20 + 5 * 20 + 5 + 3 * 10)
+        before, _ = memory.live, memory.lap()
+        output = layers(batch)
+        assert (
+            memory.live - before == memory.peak - before == 4 * (3 * 20 + 3 * 20 + 3 * 5)
+        )  # two kept, and the result
+        del output
+        assert memory.live == before
+
+    tiny = dataclasses.replace(training.PRESETS["tiny"], unet=TINY_UNET)
+    monkeypatch.setitem(training.PRESETS, "paper", tiny)
+    monkeypatch.setitem(training.SHAPES, "paper", training.Shapes(4, 4, 8))
+    monkeypatch.setattr(training, "in_fresh_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(training, "frozen_parts", lambda: {"parameters": {"vae": 1000}, "encoding_bytes": 10**9})
+    words = ["--presets", "paper", "--measure", "paper", "--peers", "--rounds", "1", "--steps", "1", "--threads", "1"]
+    training.main([*words, "--json", str(tmp_path / "table.json")])
+    output = capsys.readouterr().out
+    assert "paper, checkpointing" in output and "8-bit Adam, average offloaded, no latent cache" in output
+    figures = json.loads((tmp_path / "table.json").read_text())
+    (row,) = figures["measured"]
+    assert row["measured"]["seconds"] > 0 and row["measured"]["peak_bytes"] > 0
+
+    unet = training.build("paper")
+    count, tensors = unet.num_parameters(), len(list(unet.parameters()))
+    computed = row["computed"]
+    assert computed["parameters"] == computed["trainable"] == count
+    assert computed["weight_bytes"] == computed["gradient_bytes"] == 4 * count
+    assert computed["optimiser_bytes"] == 8 * count + 4 * tensors  # two moments, and a number of steps per tensor
+    assert computed["checkpoint_bytes"] == 16 * count + 4 * tensors
+    assert training.compute(training.Run("paper"), "cpu")["kept_bytes"] > computed["kept_bytes"]  # no checkpointing
+    plans = figures["plans"]["paper"]
+    assert plans["AdamW, average on the device"] - plans["AdamW, average offloaded"] == 4 * count
+    no_cache = plans["AdamW, average offloaded, no latent cache"]
+    assert no_cache == 2 * 1000 + 10**9 + 12 * count + 4 * tensors  # encoding, before there are gradients
+    assert training.adam_8bit_bytes(4096) == 2 * 4096 + 2 * 4 * 16 and training.adam_8bit_bytes(4095) == 8 * 4095
+    assert [run.label for run in training.preset_runs("tiny", training.parse_args([]))] == [
+        "tiny",
+        "tiny, checkpointing",
+        "tiny, channels_last",
+    ]

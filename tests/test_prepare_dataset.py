@@ -71,6 +71,17 @@ def test_cache_and_files_give_the_same_samples(prepared, base, stickers):
         torch.testing.assert_close(ours["encoder_hidden_states"], text, atol=2e-3, rtol=2e-3)
 
 
+def test_cache_and_files_draw_the_same_rows(prepared, stickers):
+    for window in (2**30, 1):
+        cached = LatentClips(prepared, procedural_fraction=0, seed=3, max_samples=4, cache_bytes=window)
+        read = StickerClips([stickers], ClipMaker(size=16, procedural_fraction=0), seed=3, max_samples=4)
+        assert len(cached) == len(read) == 4
+        ours, theirs = ([clips[number]["caption"] for number in range(12)] for clips in (cached, read))
+        assert sorted(ours) == sorted(theirs) and (window == 1 or ours == theirs)
+    with pytest.raises(ValueError, match="`max_samples` must be at least 1, got 0"):
+        LatentClips(prepared, max_samples=0)
+
+
 def test_a_picture_has_motions_of_its_own(prepared):
     cached = LatentClips(prepared, procedural_fraction=1)
     samples = [cached[number] for number in range(120)]
@@ -161,6 +172,11 @@ def test_two_processes_write_disjoint_shards_whose_union_is_one_processes(prepar
 def test_settings_that_differ_are_named(script, prepared, base, stickers, tmp_path, capsys):
     assert script.main(arguments(base, stickers, prepared, "--text_word_drop_prob", 0.1)) == 2
     assert "text_word_drop_prob: 0.0, now 0.1" in capsys.readouterr().err
+    look = ("--center_crop", "--image_interpolation_mode", "lanczos")
+    assert script.main(arguments(base, stickers, prepared, "--text_word_drop_prob", 0, *look)) == 2
+    error = capsys.readouterr().err
+    assert "center_crop: False, now True" in error
+    assert "image_interpolation_mode: 'bicubic', now 'lanczos'" in error
     with pytest.raises(ValueError, match="was prepared for 3 to 8 keyframes, not for 2 to 8"):
         LatentClips(prepared, min_keyframes=2)
     with pytest.raises(ValueError, match=r"there is no preparation\.json"):

@@ -10,7 +10,14 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from rdtf_diffusers.data.animation import AnimationError
-from rdtf_diffusers.data.rows import fingerprint_rows, iterate_animations, load_rows, read_row
+from rdtf_diffusers.data.rows import (
+    check_captions,
+    check_files,
+    fingerprint_rows,
+    iterate_animations,
+    load_rows,
+    read_row,
+)
 
 
 CAPTIONS = ["a red square", "a square moving"]
@@ -271,3 +278,32 @@ def test_fingerprints_tell_captions_names_and_keyframes_apart(folder):
     seen |= {fingerprint_rows(load_rows(folder))}
     write_lines(folder / "metadata.jsonl", [lines[0] | {"keyframes": [0]}, lines[1]])
     assert len(seen | {fingerprint_rows(load_rows(folder))}) == 3
+
+
+def test_configurations_and_caches_of_the_hub(folder):
+    target = hub(folder)
+    load_rows(target, caption_column="caption").select([1]).to_parquet(target / "other-0.parquet")
+    kinds = "".join(f"- config_name: {name}\n  data_files: {name}-*.parquet\n" for name in ("train", "other"))
+    (target / "README.md").write_text(f"---\nconfigs:\n{kinds}---\n")
+    (row,) = load_rows(target, config_name="other", cache_dir=folder.parent / "elsewhere")
+    assert row["text"] == CAPTIONS[1] and (folder.parent / "elsewhere").is_dir()
+    with pytest.raises(ValueError, match="nothing"):
+        load_rows(target, config_name="nothing")
+    with pytest.raises(ValueError, match="local files have no configurations; leave out `config_name` 'other'"):
+        load_rows(folder, config_name="other", cache_dir=folder.parent / "unused")
+    assert not (folder.parent / "unused").exists()
+
+
+def test_data_without_a_caption_or_without_a_file_is_refused(folder):
+    without = load_rows(folder).data.column("text")
+    captioned = load_rows(jsonl(folder))
+    check_captions([without, captioned.data.column("text")])
+    with pytest.raises(ValueError, match=r"No sticker has a caption; .* --caption_column"):
+        check_captions([without, without])
+    (folder / "still.png").write_bytes(b"broken")
+    check_files(captioned)
+    (folder / "moving.gif").unlink()
+    with pytest.raises(
+        ValueError, match=r"No file .* can be read, 2 were tried; the last: .*moving\.gif: No such file"
+    ):
+        check_files(captioned)

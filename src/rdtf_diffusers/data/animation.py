@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from .decoders import DECODING_ERRORS, Limits, decode
 
@@ -20,6 +21,8 @@ MAX_FRAME_PIXELS = 4096 * 4096
 MAX_FRAMES = 1000
 MAX_TOTAL_PIXELS = 64 * 2**20
 DEFAULT_DURATION_MS = 100
+# Pillow's filters, as they resize channels of floats. All but `nearest` average over what they make smaller.
+INTERPOLATION_MODES = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")
 
 
 class AnimationError(ValueError):
@@ -117,12 +120,32 @@ def pad_to_square(pixels: torch.Tensor) -> torch.Tensor:
     return F.pad(pixels, (left, side - width - left, top, side - height - top))
 
 
-def resize_premultiplied(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize premultiplied RGBA (N, 4, S, S) in [0, 1] to (N, 4, size, size) with antialiasing."""
+def crop_to_square(pixels: torch.Tensor) -> torch.Tensor:
+    """The central square (N, C, S, S) of (N, C, H, W), S = min(H, W)."""
+    height, width = pixels.shape[-2:]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    return pixels[..., top : top + side, left : left + side]
+
+
+def resize_premultiplied(pixels: torch.Tensor, size: int, interpolation: str = "bicubic") -> torch.Tensor:
+    """Resize premultiplied RGBA (N, 4, S, S) in [0, 1] to (N, 4, size, size) with antialiasing.
+
+    Raises:
+        ValueError: `interpolation` is none of `INTERPOLATION_MODES`.
+    """
+    if interpolation not in INTERPOLATION_MODES:
+        raise ValueError(f"`interpolation` must be one of {', '.join(INTERPOLATION_MODES)}, got {interpolation!r}.")
     if pixels.shape[-1] == size:
         return pixels
-    pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
-    return torch.minimum(pixels, pixels[:, 3:])  # bicubic overshoots, and no colour is above its alpha
+    if interpolation in ("bicubic", "bilinear"):  # the same filters as Pillow's, all channels at once
+        pixels = F.interpolate(pixels, size=(size, size), mode=interpolation, antialias=True, align_corners=False)
+    else:
+        resample = Image.Resampling[interpolation.upper()]
+        planes = [Image.fromarray(plane).resize((size, size), resample) for plane in pixels.flatten(0, 1).numpy()]
+        pixels = torch.from_numpy(np.stack(planes)).unflatten(0, pixels.shape[:2])
+    pixels = pixels.clamp(0, 1)
+    return torch.minimum(pixels, pixels[:, 3:])  # bicubic and Lanczos overshoot, and no colour is above its alpha
 
 
 def over_white(clip: torch.Tensor) -> torch.Tensor:
@@ -130,18 +153,24 @@ def over_white(clip: torch.Tensor) -> torch.Tensor:
     return clip[:, :3] - clip[:, 3:] + 1
 
 
-def frames_to_clip(frames: np.ndarray, size: int, channels: int = 4) -> torch.Tensor:
-    """Frames -> a clip, padded to a square with transparency and resized with antialiasing while premultiplied.
+def frames_to_clip(
+    frames: np.ndarray, size: int, channels: int = 4, center_crop: bool = False, interpolation: str = "bicubic"
+) -> torch.Tensor:
+    """Frames -> a clip, made square and resized with antialiasing while premultiplied.
 
     Args:
         frames: (N, H, W, 4) uint8, straight RGBA.
         size: height and width of the clip in pixels.
         channels: 4 for premultiplied RGBA (transparent = -1 everywhere), 3 for RGB over white.
+        center_crop: cut frames to their central square; by default they are padded with transparency.
+        interpolation: the filter for resizing, one of `INTERPOLATION_MODES`.
 
     Returns:
         Float tensor (N, channels, size, size) in [-1, 1].
     """
     if channels not in (3, 4):
         raise ValueError(f"`channels` must be 4 (premultiplied RGBA) or 3 (RGB over white), got {channels}.")
-    clip = resize_premultiplied(pad_to_square(premultiply(frames)), size) * 2 - 1
+    pixels = premultiply(frames)
+    pixels = crop_to_square(pixels) if center_crop else pad_to_square(pixels)
+    clip = resize_premultiplied(pixels, size, interpolation) * 2 - 1
     return clip if channels == 4 else over_white(clip)

@@ -2,29 +2,30 @@
 
 maker = ClipMaker(size=64)                           # how a file becomes a clip
 clips = StickerClips(["stickers"], maker)            # clips[0], clips[1], ... for ever
-clips = StreamedClips(["user/stickers"], maker)      # the same from data that is not there yet
 """
 
-import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from .animation import Animation, AnimationError, evenly_timed, frames_to_clip, over_white
 from .keyframes import keyframe_table, ping_pong, pixel_features
 from .procedural import animate
-from .rows import load_rows, read_row
+from .rows import check_captions, check_files, load_rows, read_row
 
 
 logger = logging.getLogger(__name__)
 
-MAX_PIECES = 64  # that local files are divided into when they are streamed
+CHECKED_ROWS = 100  # of which one must be readable before a run starts
+# What a mirrored picture would contradict.
+SIDES = re.compile(r"\b(left|right)(wards?)?\b|clockwise|[左右]", re.IGNORECASE)
 
 
 def describe(caption: str, phrase: str, rng: np.random.Generator, may_lead: bool = True) -> str:
@@ -47,6 +48,19 @@ def sample_generator(seed: int, sample: int) -> np.random.Generator:
     return np.random.default_rng([seed, 1, sample])
 
 
+def draw_rows(count: int, max_samples: int | None, seed: int) -> np.ndarray:
+    """The numbers, rising, of the rows that are used: `max_samples` of `count`, drawn from the seed, or all.
+
+    Raises:
+        ValueError: `max_samples` is below 1.
+    """
+    if max_samples is None:
+        return np.arange(count)
+    if max_samples < 1:
+        raise ValueError(f"`max_samples` must be at least 1, got {max_samples}.")
+    return np.sort(np.random.default_rng([seed, 3, 1]).permutation(count)[:max_samples])
+
+
 @dataclass(frozen=True)
 class ClipMaker:
     """How a file becomes a training clip.
@@ -63,6 +77,11 @@ class ClipMaker:
         min_keyframes, max_keyframes: bounds, both included, of the frames taken from an animation.
         keyframes: how they are chosen, one of `KEYFRAME_METHODS`.
         features: what clustering compares, (N, H, W, 4) uint8 -> (N, D); see `load_features`.
+        center_crop: stickers that are not square are cut to their central square instead of padded.
+        interpolation: the filter for resizing, one of `INTERPOLATION_MODES`. Pictures that are set in motion are
+            placed with the bicubic one.
+        random_flip: half of the samples are mirrored, before they are set in motion. Never those whose caption names a
+            side or which hold written words (`ocr`).
     """
 
     num_frames: int = 8
@@ -73,6 +92,9 @@ class ClipMaker:
     max_keyframes: int = 8
     keyframes: str = "cluster"
     features: Callable[[np.ndarray], np.ndarray] = pixel_features
+    center_crop: bool = False
+    interpolation: str = "bicubic"
+    random_flip: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_keyframes <= self.max_keyframes <= self.num_frames:
@@ -97,13 +119,15 @@ class ClipMaker:
             table = keyframe_table(animation, self.features, self.keyframes, counts[0], counts[-1])
         return {k: ping_pong(table[k], k) for k in counts}
 
-    def still(self, animation: Animation) -> torch.Tensor:
-        """A picture as a clip of one frame, (1, C, size, size)."""
-        return frames_to_clip(animation.frames[:1], self.size, self.channels)
+    def clip(self, frames: np.ndarray) -> torch.Tensor:
+        """Frames (n, H, W, 4) uint8 as they are, (n, C, size, size)."""
+        return frames_to_clip(frames, self.size, self.channels, self.center_crop, self.interpolation)
 
     def set_in_motion(self, animation: Animation, caption: str, rng: np.random.Generator) -> tuple[torch.Tensor, str]:
         """A picture in motion, (F, C, size, size), and a caption that says how."""
-        picture = frames_to_clip(animation.frames, max(animation.frames.shape[1:3])).add(1).div(2)[0]  # (4, S, S)
+        height, width = animation.frames.shape[1:3]
+        side = min(height, width) if self.center_crop else max(height, width)  # so that nothing is resized yet
+        picture = frames_to_clip(animation.frames, side, center_crop=self.center_crop).add(1).div(2)[0]  # (4, S, S)
         motion = animate(picture, rng, self.num_frames, self.size)
         clip = motion.frames if self.channels == 4 else over_white(motion.frames)
         return clip, describe(caption, motion.phrase, rng, may_lead=motion.layer is None)
@@ -122,11 +146,13 @@ class ClipMaker:
             rng: as `sample_generator` gives it.
         """
         sample = {"caption": row["text"], "seed": int(rng.integers(2**63))}
+        if self.random_flip and rng.random() < 0.5 and not (SIDES.search(row["text"]) or row.get("ocr")):
+            animation = replace(animation, frames=animation.frames[:, :, ::-1])
         if table is not None:
-            frames = animation.frames[table[int(rng.integers(self.min_keyframes, self.max_keyframes + 1))]]
-            return sample | {"clip": frames_to_clip(frames, self.size, self.channels)}
+            count = int(rng.integers(self.min_keyframes, self.max_keyframes + 1))
+            return sample | {"clip": self.clip(animation.frames[table[count]])}
         if rng.random() >= self.procedural_fraction:
-            return sample | {"clip": self.still(animation)}
+            return sample | {"clip": self.clip(animation.frames)}
         clip, caption = self.set_in_motion(animation, row["text"], rng)
         return sample | {"clip": clip, "caption": caption}
 
@@ -144,12 +170,13 @@ class StickerClips(Dataset):
     Args:
         sources: folders, files or Hub ids, see `load_rows`.
         maker: how a file becomes a clip.
-        caption_column, image_column: columns of the sources, see `load_rows`.
+        caption_column, image_column, config_name, cache_dir: of the sources, see `load_rows`.
         seed: of the whole stream.
         cache_bytes: decoded files are kept in memory up to this size, per process. Keyframes are always kept.
+        max_samples: use this many rows, drawn from the seed; all by default.
 
     Raises:
-        ValueError: as `load_rows`; when a sample is read, if no file at all can be.
+        ValueError: as `load_rows`, or `max_samples` is below 1; when a sample is read, if no file at all can be.
     """
 
     def __init__(
@@ -160,8 +187,14 @@ class StickerClips(Dataset):
         image_column: str | None = None,
         seed: int = 0,
         cache_bytes: int = 2**30,
+        config_name: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        max_samples: int | None = None,
     ):
-        self.rows = ConcatDataset([load_rows(source, caption_column, image_column) for source in sources])
+        options = {"config_name": config_name, "cache_dir": cache_dir}
+        self.sources = [load_rows(source, caption_column, image_column, **options) for source in sources]
+        rows = ConcatDataset(self.sources)
+        self.rows = rows if max_samples is None else Subset(rows, draw_rows(len(rows), max_samples, seed))
         self.maker, self.seed, self.free_bytes = maker, seed, cache_bytes
         self.files: dict[int, Animation | None] = {}
         self.tables: dict[int, dict[int, np.ndarray]] = {}
@@ -169,6 +202,15 @@ class StickerClips(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def check(self) -> None:
+        """Refuses, before a run starts, data that it cannot learn from; see `check_captions` and `check_files`.
+
+        Raises:
+            ValueError: no row has a caption, or none of up to `CHECKED_ROWS` rows, as the run takes them, can be read.
+        """
+        check_captions(rows.data.column("text") for rows in self.sources)
+        check_files(self.rows[self.shuffled(sample)] for sample in range(min(len(self), CHECKED_ROWS)))
 
     def shuffled(self, sample: int) -> int:
         """The row number of a sample; each epoch has an order of its own."""
@@ -211,71 +253,3 @@ class StickerClips(Dataset):
             raise ValueError("No file of the data set can be read.")
         rng = sample_generator(self.seed, sample)
         return self.maker.sample(animation, self.rows[index], self.table(index, animation), rng) | {"index": index}
-
-
-class StreamedClips(IterableDataset):
-    """Training clips from data sets that are read while they arrive, epoch after epoch.
-
-    Rows are shuffled within a buffer. Every process reads rows of its own (`datasets` splits by file where the number
-    of files allows it, else by row), and so does every DataLoader worker. Samples are like those of `StickerClips`;
-    as no row has a number here, they depend on the numbers of processes and workers, too.
-
-    Args:
-        sources: Hub ids or local data, see `load_rows`; rows are taken from them in turns, one each.
-        maker: how a file becomes a clip.
-        caption_column, image_column: columns of the sources, see `load_rows`.
-        seed: of the order and of the samples.
-        rank, world_size: this process and the number of processes.
-        buffer_size: rows among which the next one is drawn.
-
-    Raises:
-        ValueError: as `load_rows`; when samples are read, if a whole epoch has no file that can be read.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[str | os.PathLike],
-        maker: ClipMaker,
-        caption_column: str | None = None,
-        image_column: str | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        buffer_size: int = 1000,
-    ):
-        import datasets
-        from datasets.distributed import split_dataset_by_node
-
-        streams = []
-        for source in sources:
-            rows = load_rows(source, caption_column, image_column, streaming=True)
-            if not isinstance(rows, datasets.IterableDataset):  # local files; pieces for processes and workers
-                rows = rows.to_iterable_dataset(num_shards=min(len(rows), MAX_PIECES))
-            streams.append(rows)
-        stream = streams[0]
-        if len(streams) > 1:
-            stream = datasets.interleave_datasets(streams, stopping_strategy="all_exhausted_without_replacement")
-        self.rows = split_dataset_by_node(stream.shuffle(seed, buffer_size=buffer_size), rank, world_size)
-        self.maker, self.seed, self.rank = maker, seed, rank
-        self.first_epoch = 0  # a later one gives another order, for a run that goes on
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        place = [self.rank, 0 if worker is None else worker.id]
-        for epoch in itertools.count(self.first_epoch):
-            self.rows.set_epoch(epoch)
-            found, number = False, -1
-            for number, row in enumerate(self.rows):
-                try:
-                    animation = read_row(row)
-                except AnimationError as error:
-                    logger.warning("Skipped: %s", error)
-                    continue
-                found = True
-                table = self.maker.keyframe_table(animation, row) if len(animation.frames) > 1 else None
-                rng = np.random.default_rng([self.seed, *place, epoch, number])
-                yield self.maker.sample(animation, row, table, rng) | {"index": number}
-            if number < 0:  # more workers than there are pieces
-                return
-            if not found:
-                raise ValueError("No file of the data set can be read.")

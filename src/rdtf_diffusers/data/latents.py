@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch.utils.data import Dataset
 
-from .dataset import sample_generator
+from .dataset import draw_rows, sample_generator
 
 
 PREPARATION_FILE = "preparation.json"
@@ -54,7 +54,8 @@ class Preparation:
         num_rows: rows of all sources together, good and bad.
         rows: fingerprints of the sources, see `fingerprint_rows`.
         rows_per_shard: source rows that a shard stands for.
-        resolution, num_frames, min_keyframes, max_keyframes, keyframes, keyframe_features: as for training clips.
+        resolution, num_frames, min_keyframes, max_keyframes, keyframes, keyframe_features, center_crop,
+            image_interpolation_mode: as for training clips.
         motions_per_picture: procedural clips of each still picture.
         text_variants: embeddings of each caption, with other words dropped; 0 leaves text to the trainer.
         text_word_drop_prob: probability that a word is dropped.
@@ -76,6 +77,8 @@ class Preparation:
     max_keyframes: int
     keyframes: str
     keyframe_features: str
+    center_crop: bool
+    image_interpolation_mode: str
     motions_per_picture: int
     text_variants: int
     text_word_drop_prob: float
@@ -211,9 +214,11 @@ class LatentClips(Dataset):
             were prepared; those by default.
         seed: of the whole stream.
         cache_bytes: memory for groups of rows, in every process and every DataLoader worker.
+        max_samples: use this many rows, drawn from the seed; all by default.
 
     Raises:
-        ValueError: no prepared data, missing shards, keyframes outside of what was prepared, or no row left.
+        ValueError: no prepared data, missing shards, keyframes outside of what was prepared, no row left, or
+            `max_samples` below 1.
     """
 
     def __init__(
@@ -224,6 +229,7 @@ class LatentClips(Dataset):
         max_keyframes: int | None = None,
         seed: int = 0,
         cache_bytes: int = 2**30,
+        max_samples: int | None = None,
     ):
         self.preparation = made = Preparation.load(folder)
         self.min_keyframes = made.min_keyframes if min_keyframes is None else min_keyframes
@@ -246,7 +252,11 @@ class LatentClips(Dataset):
         if not groups:
             raise ValueError(f"{folder}: no row was kept.")
         self.groups = [group[:2] for group in groups]
-        self.sizes = np.array([rows for _, _, rows, _ in groups])
+        sizes = np.array([rows for _, _, rows, _ in groups])
+        used = draw_rows(int(sizes.sum()), max_samples, seed)
+        group = np.repeat(np.arange(len(groups)), sizes)[used]
+        places = np.stack([group, used - (np.cumsum(sizes) - sizes)[group]], axis=1)  # (n, 2): group, row in it
+        self.places, self.length = np.split(places, np.flatnonzero(np.diff(group)) + 1), len(used)
         self.window = max(cache_bytes // max(size for *_, size in groups), 1)  # groups that are kept and mixed
         self.procedural_fraction, self.seed = procedural_fraction, seed
         self.epoch, self.order = -1, np.empty((0, 2), dtype=int)
@@ -264,7 +274,7 @@ class LatentClips(Dataset):
                 yield number, group.num_rows, group.total_byte_size
 
     def __len__(self) -> int:
-        return int(self.sizes.sum())
+        return self.length
 
     def place(self, sample: int) -> tuple[int, int]:
         """Group, and row in it, of a sample."""
@@ -275,8 +285,7 @@ class LatentClips(Dataset):
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         """(rows, 2): group, and row in it, of every position of an epoch."""
-        rng = np.random.default_rng([self.seed, epoch])
-        places = [np.stack([np.full(size, group), np.arange(size)], axis=1) for group, size in enumerate(self.sizes)]
+        rng, places = np.random.default_rng([self.seed, epoch]), self.places
         if len(places) > self.window:
             places = [places[group] for group in rng.permutation(len(places))]
         windows = [np.concatenate(places[i : i + self.window]) for i in range(0, len(places), self.window)]

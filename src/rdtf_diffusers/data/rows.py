@@ -20,6 +20,7 @@ from .animation import MAX_BYTES, Animation, AnimationError, read_animation
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+    from pyarrow import ChunkedArray
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ def load_rows(
     image_column: str | None = None,
     split: str = "train",
     streaming: bool = False,
+    config_name: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> "Dataset | IterableDataset":
     """Rows of a data set, files not yet read.
 
@@ -53,6 +56,9 @@ def load_rows(
         image_column: the column with the files of a Hub data set; by default the first of `IMAGE_COLUMNS`.
         split: the split, for data sets that have several and for folders that have it as a subfolder.
         streaming: read a Hub data set while it downloads. Local files are listed in any case.
+        config_name: the configuration of a Hub data set that has several.
+        cache_dir: where `datasets` keeps what it downloads or converts; stickers in local folders and tar files are
+            read where they are.
 
     Returns:
         Rows `{"image": {"path": str | None, "bytes": bytes | None}, "text": str}`. Optional columns are kept where the
@@ -60,8 +66,19 @@ def load_rows(
         A row of a tar file has `span`, [first byte, number of bytes] in the file at `path`, and `name`.
 
     Raises:
-        ValueError: no such data set, a broken metadata line, no rows, or no such column (the columns are listed).
+        ValueError: no such data set, a broken metadata line, no rows, no such column (the columns are listed), or a
+            `config_name` for local files.
     """
+    rows = _rows_of_files(data, caption_column, split)
+    if rows is None:
+        return _rows_of_hub(os.fspath(data), caption_column, image_column, split, streaming, config_name, cache_dir)
+    if config_name is not None:
+        raise ValueError(f"{data}: local files have no configurations; leave out `config_name` {config_name!r}.")
+    return rows
+
+
+def _rows_of_files(data: str | os.PathLike, caption_column: str | None, split: str) -> "Dataset | None":
+    """Rows of one of the local layouts; None if it is none of them."""
     path = Path(data)
     metadata = next((file for file in _metadata_places(path, split) if file.is_file()), None)
     if metadata is not None:
@@ -72,12 +89,12 @@ def load_rows(
         raise ValueError(f"{data}: stickers in tar files and beside them; keep them in two folders.")
     if tars:
         return _rows_of_tars(tars, caption_column, data)
-    if files:
-        captioned = sorted({os.fspath(file.parent) for name in METADATA_FILES for file in path.rglob(name)})
-        if captioned:
-            raise ValueError(f"{data}: the captions are further down; give {' '.join(captioned)}.")
-        return _dataset(({"path": os.fspath(file), "text": _sidecar(file)} for file in files), data)
-    return _rows_of_hub(os.fspath(data), caption_column, image_column, split, streaming)
+    if not files:
+        return None
+    captioned = sorted({os.fspath(file.parent) for name in METADATA_FILES for file in path.rglob(name)})
+    if captioned:
+        raise ValueError(f"{data}: the captions are further down; give {' '.join(captioned)}.")
+    return _dataset(({"path": os.fspath(file), "text": _sidecar(file)} for file in files), data)
 
 
 def _metadata_places(path: Path, split: str) -> Iterator[Path]:
@@ -234,12 +251,18 @@ def _members(tar: Path, archive: tarfile.TarFile, caption_column: str | None) ->
 
 
 def _rows_of_hub(
-    data: str, caption_column: str | None, image_column: str | None, split: str, streaming: bool
+    data: str,
+    caption_column: str | None,
+    image_column: str | None,
+    split: str,
+    streaming: bool,
+    config_name: str | None,
+    cache_dir: str | os.PathLike | None,
 ) -> "Dataset | IterableDataset":
     from datasets import Features, Image, List, Value, load_dataset
 
     try:
-        dataset = load_dataset(data, split=split, streaming=streaming)
+        dataset = load_dataset(data, config_name, split=split, streaming=streaming, cache_dir=cache_dir)
     except Exception as error:  # datasets raises many kinds, none of them common to all
         raise ValueError(
             f"{data}: neither a folder with {METADATA_FILES[0]} or stickers, nor a data set that loads: {error}"
@@ -294,6 +317,38 @@ def read_row(row: Mapping[str, Any]) -> Animation:
     if image.get("path") is None:
         raise AnimationError("A row of the data set has no file.")
     return read_animation(image["path"])
+
+
+def check_captions(columns: Iterable["ChunkedArray"]) -> None:
+    """Refuses data without any caption. Arrow compares, so that millions of rows take a fraction of a second.
+
+    Args:
+        columns: the texts of each data set; of a `Dataset` they are `rows.data.column("text")`.
+
+    Raises:
+        ValueError: not a single text has more than blanks.
+    """
+    import pyarrow.compute as pc
+
+    if not any(pc.any(pc.not_equal(pc.utf8_trim_whitespace(column), "")).as_py() for column in columns):
+        raise ValueError("No sticker has a caption; if they stand in another column, name it with --caption_column.")
+
+
+def check_files(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Refuses data if none of these rows can be read; stops at the first that can.
+
+    Raises:
+        ValueError: names the last of the files.
+    """
+    reasons = []
+    for row in rows:
+        try:
+            read_row(row)
+        except AnimationError as error:
+            reasons.append(error)
+        else:
+            return
+    raise ValueError(f"No file of the data set can be read, {len(reasons)} were tried; the last: {reasons[-1]}")
 
 
 def fingerprint_rows(rows: "Dataset") -> str:

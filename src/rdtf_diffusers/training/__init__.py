@@ -2,7 +2,8 @@
 
 from .collator import DualMaskCollator, pad_clips, replace_words, row_generator
 from .curriculum import AdaptiveCurriculum, Curriculum, LinearCurriculum, PIDTerms, make_curriculum
-from .losses import dual_mask_loss
+from .losses import dual_mask_loss, min_snr_weights
+from .presets import PRESETS, Preset
 from .tasks import FAMILIES, TASKS, Task, draw_condition_mask, mask_condition_latents
 
 
@@ -14,11 +15,14 @@ __all__ = [
     "DualMaskCollator",
     "LinearCurriculum",
     "PIDTerms",
+    "PRESETS",
+    "Preset",
     "Task",
     "dual_mask_loss",
     "draw_condition_mask",
     "make_curriculum",
     "mask_condition_latents",
+    "min_snr_weights",
     "pad_clips",
     "replace_words",
     "row_generator",

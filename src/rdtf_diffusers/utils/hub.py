@@ -1,0 +1,328 @@
+"""Publishing on the Hugging Face Hub: model cards, and uploads that leave a run's scratch files at home.
+
+copy_attribution(["stickers/animated/train"], "my-model")
+card = model_card("my-model", repo_id="me/my-model", data=["stickers/animated/train"], training={"steps": 50_000})
+card.save("my-model/README.md")
+url = push_to_hub("my-model", "me/my-model")
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+
+import rdtf_diffusers
+
+from ..checkpoints import generation_settings
+
+
+ATTRIBUTION_FILE = "ATTRIBUTION.md"
+# What a training run leaves beside the model; patterns of `fnmatch` on paths within the folder.
+NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "logs/*", "validation/*", ".*")
+
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+{% if preview %}
+![{{ preview_text }}]({{ preview }})
+{% endif %}
+{% if is_pipeline -%}
+Animated stickers from words, pictures, or both, trained with
+{%- else -%}
+A part of an animated sticker model trained with
+{%- endif %} the method of RDTF ([arXiv 2503.17735](https://arxiv.org/abs/2503.17735)) and `rdtf_diffusers`.
+
+## Use
+
+```python
+{{ snippet }}
+```
+{% if is_pipeline %}
+`image=PIL.Image.open("dog.png")` sets a picture in motion.
+{% endif %}
+{%- if training %}
+## Training
+
+| | |
+|---|---|
+{% for name, value in training.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{%- endif %}
+{%- if losses %}
+Mean training loss at the end, by task:
+
+| {{ losses | join(" | ") }} |
+|{{ "---|" * (losses | length) }}
+| {{ losses.values() | join(" | ") }} |
+{% endif %}
+{%- for plot in plots %}
+![{{ plot }}]({{ plot }})
+{% endfor %}
+## Data and licences
+{% if data %}
+Trained on {{ data | join(", ") }}.
+{% endif %}
+{%- if attribution %}
+[{{ attribution }}]({{ attribution }}) names the sources of the training data and their licences.
+{% else %}
+Whoever publishes this model has to name the sources of the training data and their licences here.
+{% endif -%}
+{% if not card_license %}
+No licence has been chosen for the weights.
+{% endif %}"""
+
+
+class Saveable(Protocol):
+    """A pipeline, a model, a scheduler: what diffusers and transformers can save."""
+
+    def save_pretrained(self, folder: str) -> object: ...
+
+
+def model_card(
+    folder: str | os.PathLike,
+    *,
+    repo_id: str | None = None,
+    prompt: str | None = None,
+    base_models: Iterable[str | os.PathLike] = (),
+    data: Iterable[str | os.PathLike] = (),
+    license: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    final_losses: Mapping[str, float] | None = None,
+) -> ModelCard:
+    """The README of a saved pipeline or model; `card.save(folder / "README.md")` writes it.
+
+    What lies in the folder is shown: the first `*.webp` as a preview, every `*.png` as a plot, `generation.json` as
+    arguments of the example, `ATTRIBUTION.md` as a link. Of folders elsewhere only the last name is written.
+
+    Args:
+        folder: Where the pipeline or model is saved.
+        repo_id: Where it will be published, for the example; by default the folder's name stands there.
+        prompt: What the preview shows, for the example too.
+        base_models: Folders or Hub ids of parts that were not trained.
+        data: Folders or Hub ids of the training data.
+        license: Of the weights, as the Hub spells it ("apache-2.0").
+        training: Rows of the training table: steps, arguments, `environment()`. None and empty values are left out.
+        final_losses: By task, as `rdtf_diffusers.training.history.final_losses` gives them.
+
+    Raises:
+        ValueError: The folder holds neither a pipeline nor a model, or a damaged `generation.json`.
+    """
+    folder = Path(folder)
+    class_name, is_pipeline = _saved_class(folder)
+    base_models, data = [public_name(name) for name in base_models], [public_name(name) for name in data]
+    preview = next((file.name for file in sorted(folder.glob("*.webp"))), None)
+    card_data = ModelCardData(
+        license=license,
+        library_name="diffusers",
+        pipeline_tag="image-text-to-video" if is_pipeline else None,
+        tags=["stickers", "animation", "rdtf"],
+        base_model=[name for name in base_models if is_hub_id(name)] or None,
+        datasets=[name for name in data if is_hub_id(name)] or None,
+    )
+    rows = {"parts not trained": base_models, **(training or {})}
+    name = repo_id or folder.absolute().name
+    return ModelCard.from_template(
+        card_data,
+        template_str=TEMPLATE,
+        title=escape_markdown(name.rpartition("/")[2]),
+        is_pipeline=is_pipeline,
+        preview=preview and quote(preview),
+        preview_text=escape_markdown(prompt or "an animated sticker that this model made"),
+        snippet=_snippet(class_name, name, prompt, generation_settings(folder) if is_pipeline else None),
+        training={
+            escape_markdown(k): escape_markdown(_cell(v)) for k, v in rows.items() if v not in (None, "", [], {})
+        },
+        losses={task: f"{loss:.3f}" for task, loss in (final_losses or {}).items()},
+        plots=[quote(file.name) for file in sorted(folder.glob("*.png"))],
+        data=[_data_link(name) for name in dict.fromkeys(data)],
+        attribution=ATTRIBUTION_FILE if (folder / ATTRIBUTION_FILE).is_file() else None,
+        card_license=license,
+    )
+
+
+def push_to_hub(
+    what: str | os.PathLike | Saveable,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    ignore: Sequence[str] = NOT_PUBLISHED,
+) -> str:
+    """Uploads a folder, or an object that can be saved, as a model repository, which is made if it is not there.
+
+    Args:
+        what: A folder, uploaded as it is; or a pipeline or model, saved with a model card in a temporary folder first.
+        repo_id: "name" or "owner/name".
+        token: With the right to write; by default the one of `hf auth login` or `HF_TOKEN`.
+        private: Of a new repository; None is what the account's settings say.
+        ignore: Patterns of files that stay at home.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ValueError: No token, a `repo_id` that cannot be one, or no such folder.
+        OSError: The Hub refuses or cannot be reached. The message says how to upload the folder later.
+    """
+    if isinstance(what, str | os.PathLike):
+        if not Path(what).is_dir():
+            raise ValueError(f"`what` must be a folder or an object with `save_pretrained`, got {what!r}")
+        command = ["hf", "upload", repo_id, os.fspath(what), "."]
+        command += [word for pattern in ignore for word in ("--exclude", pattern)]
+        return _upload(Path(what), repo_id, token, private, ignore, f"{what} is whole; later: {shlex.join(command)}")
+    with tempfile.TemporaryDirectory() as folder:
+        what.save_pretrained(folder)
+        model_card(folder, repo_id=repo_id).save(Path(folder) / "README.md")
+        advice = "save it with `save_pretrained` to upload it later with `hf upload`"
+        return _upload(Path(folder), repo_id, token, private, ignore, advice)
+
+
+def copy_attribution(data: Iterable[str | os.PathLike], folder: str | os.PathLike) -> None:
+    """Puts every `ATTRIBUTION.md` of the training data into one in `folder`, which is left as it is if there is none.
+
+    Args:
+        data: Training data; the file is looked for in each folder and in the two above it.
+        folder: The model's.
+    """
+    places = [Path(name).absolute() for name in data]
+    files = [place / ATTRIBUTION_FILE for path in places for place in (path, *path.parents[:2])]
+    texts = dict.fromkeys(file.read_text(encoding="utf-8").strip() for file in files if file.is_file())
+    if texts:
+        (Path(folder) / ATTRIBUTION_FILE).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+
+
+def environment(processes: int = 1) -> dict[str, str]:
+    """Hardware and versions for a training table: `{"hardware": ..., "versions": ...}`.
+
+    Args:
+        processes: Of the run, one accelerator each.
+    """
+    if torch.cuda.is_available():
+        hardware = f"{processes} x {torch.cuda.get_device_name()}"
+    else:
+        hardware = f"CPU ({platform.machine()}), processes: {processes}, threads each: {torch.get_num_threads()}"
+    names = ("torch", "diffusers", "transformers", "accelerate")
+    versions = [f"rdtf_diffusers {rdtf_diffusers.__version__}", *(f"{name} {version(name)}" for name in names)]
+    return {"hardware": hardware, "versions": ", ".join([*versions, f"Python {platform.python_version()}"])}
+
+
+def is_hub_id(name: str | os.PathLike) -> bool:
+    """Whether a source is "owner/name" on the Hub and not a file or folder here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", os.fspath(name))) and not Path(name).exists()
+
+
+def public_name(source: str | os.PathLike) -> str:
+    """What may be told of a source: a Hub id as it is, of a path the last name."""
+    return os.fspath(source) if is_hub_id(source) else os.path.basename(os.path.abspath(source))
+
+
+def escape_markdown(text: str) -> str:
+    """Text on one line that neither Markdown nor HTML takes for more than text."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$<>])", r"\\\1", " ".join(str(text).split())).replace("&", "&amp;")
+
+
+def _cell(value: Any) -> str:
+    """A value of the training table without machine paths."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_cell(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and (os.path.isabs(value) or os.path.exists(value))):
+        return public_name(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _data_link(name: str) -> str:
+    """A data set's page on the Hub, or a folder's name."""
+    return (
+        f"[{escape_markdown(name)}](https://huggingface.co/datasets/{name})"
+        if is_hub_id(name)
+        else escape_markdown(name)
+    )
+
+
+def _saved_class(folder: Path) -> tuple[str, bool]:
+    """The class that is saved in a folder, and whether it is a pipeline."""
+    for file in (folder / "model_index.json", folder / "config.json"):
+        if file.is_file():
+            name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
+            if name:
+                return name, file.name == "model_index.json"
+    raise ValueError(f"`folder` must hold a pipeline or a model of diffusers, got {folder} without either")
+
+
+def _snippet(class_name: str, source: str, prompt: str | None, settings: Mapping[str, Any] | None) -> str:
+    """Python that loads the saved class, and, for a pipeline, that draws a sticker with `settings`."""
+    module = "rdtf_diffusers" if class_name in rdtf_diffusers.__all__ else "diffusers"
+    if settings is None:
+        return f"from {module} import {class_name}\n\nmodel = {class_name}.from_pretrained({source!r})"
+    arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
+    return "\n".join(
+        [
+            f"from {module} import {class_name}, save_sticker",
+            "",
+            f"pipe = {class_name}.from_pretrained({source!r})",
+            f"frames = pipe({(prompt or 'a dog jumping')!r}{arguments}).frames[0]",
+            'save_sticker(frames, "sticker.webp", fps=8)',
+        ]
+    )
+
+
+@contextmanager
+def _one_line(api: HfApi, repo_id: str, advice: str) -> Iterator[None]:
+    """Whatever goes wrong with the Hub ends in one line with `advice`."""
+    if not (api.token or get_token()):
+        raise ValueError(f"no token for the Hub: log in with `hf auth login` or set HF_TOKEN; {advice}")
+    try:
+        yield
+    except (OSError, RuntimeError, httpx.HTTPError) as error:  # uploads of large files end in RuntimeErrors
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
+            reason = f"the token is not valid or may not write there ({cause.response.status_code})"
+        else:
+            reason = " ".join(str(cause).split()) or type(cause).__name__
+        raise OSError(f"could not upload to {api.endpoint}/{repo_id}: {reason}; {advice}") from error
+
+
+def make_repository(repo_id: str, *, token: str | None = None, private: bool | None = None) -> str:
+    """Makes an empty model repository, if it is not there, so that a long run need not fear its last line.
+
+    Args:
+        repo_id, token, private: as for `push_to_hub`.
+
+    Returns:
+        "owner/name".
+
+    Raises:
+        ValueError, OSError: as for `push_to_hub`.
+    """
+    api = HfApi(token=token)
+    with _one_line(api, repo_id, "nothing was done"):
+        return api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
+def _upload(
+    folder: Path, repo_id: str, token: str | None, private: bool | None, ignore: Sequence[str], advice: str
+) -> str:
+    """Makes the repository and commits the folder."""
+    api = HfApi(token=token)
+    with _one_line(api, repo_id, advice):
+        repository = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository.repo_id, folder_path=folder, ignore_patterns=list(ignore))
+    return str(repository)
