@@ -1,8 +1,7 @@
 """Work out once what training would work out again and again: keyframes, latents, text embeddings.
 
-    accelerate launch examples/prepare_dataset.py --pretrained_model_name_or_path base \
-        --train_data_dir stickers --resolution 64 --output_dir prepared
-    accelerate launch examples/train_rdtf.py --pretrained_model_name_or_path base --latent_cache prepared ...
+    accelerate launch examples/prepare_dataset.py --preset tiny --train_data_dir stickers --output_dir prepared
+    accelerate launch examples/train_rdtf.py --preset tiny --latent_cache prepared ...
 
 Row by row: read -> filters -> keyframes, or procedural motions of a still -> autoencoder and text encoders -> Parquet
 shards. Shards are divided among the processes. Stopped at any moment, even killed, the same command goes on behind the
@@ -24,11 +23,11 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from diffusers.utils import logging as diffusers_logging
+from model_parts import load_frozen_parts
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.data.animation import INTERPOLATION_MODES, AnimationError
 from rdtf_diffusers.data.dataset import ClipMaker
 from rdtf_diffusers.data.keyframes import KEYFRAME_METHODS, load_features
@@ -45,6 +44,7 @@ from rdtf_diffusers.data.latents import (
 from rdtf_diffusers.data.quality import Filters
 from rdtf_diffusers.data.rows import check_captions, fingerprint_rows, load_rows, read_row, row_name
 from rdtf_diffusers.training.collator import DualMaskCollator, replace_words, row_generator
+from rdtf_diffusers.training.presets import PRESETS
 from rdtf_diffusers.training.run_state import warn_if_bf16_is_slow
 
 
@@ -53,16 +53,20 @@ logger = logging.getLogger("prepare_dataset")
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pretrained_model_name_or_path", required=True, help="Pipeline with the frozen parts.")
+    add = parser.add_argument
+    add("--preset", choices=list(PRESETS), default="tiny", help="Whose frozen parts and resolution are the default.")
+    add("--pretrained_model_name_or_path", help="Pipeline with the frozen parts. Default: those of the preset.")
+    add("--revision", help="Git revision of that pipeline.")
+    add("--variant", help="Variant of its files, such as fp16.")
     parser.add_argument("--output_dir", default="prepared")
     group = parser.add_argument_group("data")
     group.add_argument("--train_data_dir", nargs="+", default=[], help="Folders, JSONL or tar files.")
     group.add_argument("--dataset_name", nargs="+", default=[], help="Hub ids, beside or instead of folders.")
     group.add_argument("--dataset_config_name", default=None, help="Of the Hub data set, if it has several.")
-    group.add_argument("--cache_dir", default=None, help="Where Hub data is kept.")
+    group.add_argument("--cache_dir", default=None, help="Where downloaded models and data are kept.")
     group.add_argument("--caption_column", default=None, help="Default: text, caption or what is usual.")
     group.add_argument("--image_column", default=None, help="Default: image, animation or what is usual.")
-    group.add_argument("--resolution", type=int, default=256)
+    group.add_argument("--resolution", type=int, help="Height and width of the clips in pixels.")
     group.add_argument("--center_crop", action="store_true", help="Cut to a square instead of padding to one.")
     group.add_argument("--image_interpolation_mode", choices=INTERPOLATION_MODES, default="bicubic")
     group.add_argument("--num_frames", type=int, default=8, help="Frames of a clip.")
@@ -92,6 +96,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuses, in one line, what could only fail later."""
+    if args.resolution is None:
+        args.resolution = PRESETS[args.preset].arguments["resolution"]
     if not args.train_data_dir and not args.dataset_name:
         parser.error("give stickers to prepare: --train_data_dir or --dataset_name")
     for name in ("resolution", "num_frames", "rows_per_shard", "encode_batch_size"):
@@ -170,13 +176,7 @@ class Encoder:
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
         self.args, self.accelerator = args, accelerator
-        self.pipeline = StickerGenerationPipeline.from_pretrained(
-            args.pretrained_model_name_or_path, unet=None, dtype=torch.float32
-        )
-        if args.resolution % self.pipeline.vae_scale_factor:
-            raise ValueError(
-                f"`resolution` must be a multiple of {self.pipeline.vae_scale_factor}, got {args.resolution}."
-            )
+        self.pipeline = load_frozen_parts(args)
         self.pipeline.to(accelerator.device)
         self.pipeline.vae.to(memory_format=torch.channels_last)
         self.placeholder = DualMaskCollator().word_placeholder

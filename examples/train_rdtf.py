@@ -219,7 +219,9 @@ class Trainer:
         self.signal = StopSignal()
         self.check_output_dir()
         self.reserve_repository()
-        self.pipeline = load_frozen_parts(args, WEIGHT_DTYPES[self.accelerator.mixed_precision])
+        # a latent cache is compared with the parts as they are saved, which are dropped then
+        dtype = torch.float32 if args.latent_cache else WEIGHT_DTYPES[self.accelerator.mixed_precision]
+        self.pipeline = load_frozen_parts(args, dtype)
         self.pipeline.register_modules(scheduler=make_scheduler(args, self.pipeline))
         self.clips = make_clips(args, self.pipeline, self.accelerator)
         self.plan_steps()

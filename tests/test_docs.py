@@ -1,26 +1,46 @@
-"""Every snippet of README and docs runs: Python as it stands, commands through the parsers that will read them."""
+"""Every snippet of README and docs runs: Python as it stands, commands through the parsers that will read them.
 
+The commands of docs/training.md are run one after the other, on models of some thousand parameters.
+"""
+
+import dataclasses
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from example_scripts import load_example
+from tiny_models import TINY_UNET
 
 from rdtf_diffusers import checkpoints, cli
+from rdtf_diffusers.training import PRESETS
 
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAINING = ROOT / "docs" / "training.md"
+INSTALLS = r'pytest|pip install -c constraints\.txt -e (\.|"\.\[(train|test|docs|space|all)\]")'
+# Where a script is given an argument twice, the last one holds.
+SMALL = {
+    "train_rdtf.py": "--pretrained_model_name_or_path base --resolution 16 --train_batch_size 1 --report_to none "
+    "--gradient_accumulation_steps 1 --validation_inference_steps 1 --mixed_precision no --max_train_steps",
+    "prepare_dataset.py": "--pretrained_model_name_or_path base --resolution 16 --min_motion 0 --min_colour_bits 0",
+    "train_autoencoder.py": "--resolution 16 --block_out_channels 8 8 --train_batch_size 1 --max_train_steps 1 "
+    "--mixed_precision no",
+    "prepare_base.py": "--text_encoder words",
+    "benchmarks/sampling.py": "--model my-model --count 1 --settings 1,1,1,0",
+}
 
 
 def snippets(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
+def commands(pages: list[Path]) -> list[str]:
     """All single commands, a line `a && b` counting as two, each once."""
-    text = "".join(snippet for page in PAGES for snippet in snippets(page, "bash"))
+    text = "".join(snippet for page in pages for snippet in snippets(page, "bash"))
     lines = text.replace("\\\n", " ").splitlines()
     return list(dict.fromkeys(command.strip() for line in lines for command in line.split("&&")))
 
@@ -28,7 +48,7 @@ def commands() -> list[str]:
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
     """An empty working directory from which the repository's own folders can be reached; drawing takes two steps."""
-    for name in ("docs", "examples"):
+    for name in ("docs", "examples", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     quick = checkpoints.generation_settings(checkpoints.demo_checkpoint()) | {"num_inference_steps": 2}
     monkeypatch.chdir(tmp_path)
@@ -42,7 +62,7 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, workplace):
     exec(compile("\n".join(snippets(page, "python")), page.name, "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands([page for page in PAGES if page != TRAINING]))
 def test_commands(command, workplace):
     program, *arguments = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     if program == "rdtf-diffusers":
@@ -55,8 +75,46 @@ def test_commands(command, workplace):
         script = next(word for word in arguments if word.startswith("examples/"))
         load_example(script.removeprefix("examples/")).parse_args(arguments[arguments.index(script) + 1 :])
     else:
-        allowed = r'pytest|pip install -c constraints\.txt -e (\.|"\.\[(train|test|docs|space|all)\]")'
-        assert re.fullmatch(allowed, command), f"nothing checks the command {command!r}"
+        assert re.fullmatch(INSTALLS, command), f"nothing checks the command {command!r}"
+
+
+def run_small(command: str) -> None:
+    """Runs a command of docs/training.md in this process, launchers apart, at the smallest size."""
+    program, *arguments = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
+    if program == "rdtf-diffusers":
+        assert cli.main(arguments) == 0
+        return
+    place = next(i for i, word in enumerate(arguments) if word.startswith("examples/") and word.endswith(".py"))
+    if program == "accelerate":
+        launch = launch_command_parser().parse_args(arguments[1 : place + 1])
+        assert launch.config_file is None or Path(launch.config_file).is_file()
+    else:
+        assert (program, place) == ("python", 0), f"nothing checks the command {command!r}"
+    name = arguments[place].removeprefix("examples/")
+    small = SMALL[name].split()
+    if name == "train_rdtf.py":
+        small.append("2" if "--resume_from_checkpoint" in arguments else "1")
+    assert not load_example(name).main([*arguments[place + 1 :], *small]), command
+
+
+def test_training_commands_at_tiny_size(base, stickers, workplace, hub, monkeypatch, one_thread):
+    for name, preset in PRESETS.items():
+        monkeypatch.setitem(PRESETS, name, dataclasses.replace(preset, unet=TINY_UNET))
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    shutil.copytree(base, "base")
+    shutil.copytree(base / "text_encoder", "words")
+    shutil.copytree(base / "tokenizer", "words", dirs_exist_ok=True)
+    shutil.copytree(stickers, "stickers")
+    for kind in ("static", "animated"):
+        for split in ("train", "validation"):
+            shutil.copytree(stickers, workplace / "stickers" / kind / split)
+    for command in commands([TRAINING]):
+        if not re.fullmatch(INSTALLS, command):
+            run_small(command)
+    (name,) = hub.repositories
+    assert name.endswith("/stickers")
+    for folder in ("my-model", "my-model-2", "my-paper-model", "my-node-model", "my-nodes-model"):
+        assert (workplace / folder / "README.md").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

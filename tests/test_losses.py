@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
-from rdtf_diffusers.training import dual_mask_loss
+from rdtf_diffusers.training import dual_mask_loss, min_snr_weights
 
 
 def clips(seed: int) -> torch.Tensor:
@@ -76,3 +77,43 @@ def test_half_precision_is_summed_in_float32():
 def test_refuses_an_unknown_reduction():
     with pytest.raises(ValueError, match=r"`reduction` must be .* got 'sum'"):
         dual_mask_loss(clips(0), clips(1), frame_mask_of(8, 8, 8), "sum")
+
+
+@pytest.mark.parametrize("reduction", ["all", "valid"])
+def test_clips_weigh_as_they_are_told(reduction):
+    prediction, target, frame_mask = clips(0), clips(1), frame_mask_of(3, 8, 1)
+    weights = torch.tensor([0.5, 0.0, 2.0])
+    alone = [
+        float(dual_mask_loss(prediction[i : i + 1], target[i : i + 1], frame_mask[i : i + 1], reduction))
+        for i in range(3)
+    ]
+    shares = torch.tensor([3.0, 8.0, 1.0]) / 12 if reduction == "valid" else torch.full((3,), 1 / 3)
+    expected = float((torch.tensor(alone) * weights * shares).sum())
+    assert float(dual_mask_loss(prediction, target, frame_mask, reduction, weights)) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_micro_batches_that_know_of_each_other_add_up_to_one_batch():
+    prediction, target, frame_mask = clips(0), clips(1), frame_mask_of(3, 8, 1)
+    pieces = [
+        dual_mask_loss(prediction[part], target[part], frame_mask[part], "valid", real_frames=12 / 2)
+        for part in (slice(0, 1), slice(1, 3))
+    ]
+    torch.testing.assert_close(sum(pieces) / 2, dual_mask_loss(prediction, target, frame_mask, "valid"))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights(prediction_type):
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type)
+    timesteps = torch.tensor([0, 100, 500, 999])
+    signal = scheduler.alphas_cumprod[timesteps].tolist()
+    snr = [s / (1 - s) for s in signal]
+    divisor = 1.0 if prediction_type == "v_prediction" else 0.0
+    expected = [min(x, 5.0) / (x + divisor) for x in snr]
+    assert min_snr_weights(scheduler, timesteps, 5.0).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_min_snr_weighs_pure_noise_with_nothing():
+    zero = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    assert min_snr_weights(zero, torch.tensor([999]), 5.0).tolist() == pytest.approx([0.0])

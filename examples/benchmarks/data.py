@@ -148,7 +148,7 @@ def prepare(options: argparse.Namespace, data: list[str], folder: Path) -> dict[
     made = clips.preparation
     dropped = sum(len(read_dropped(folder, shard)) for shard in range(made.num_shards))
     size = sum(file.stat().st_size for file in clips.files)
-    clips_of_row = [len(clips.read_group(g)["clips"][i]) for g, n in enumerate(clips.sizes) for i in range(n)]
+    clips_of_row = [len(row) for group in range(len(clips.groups)) for row in clips.read_group(group)["clips"]]
     start = time.perf_counter()
     for number in range(512):
         clips[number]
@@ -180,7 +180,7 @@ def measure_training(args: list[str], steps: int, threads: int) -> dict[str, flo
     """Seconds of a training step, the share of it spent waiting for clips, and peak memory. For a fresh process."""
     torch.set_num_threads(threads)
     trainer = train_rdtf.Trainer(train_rdtf.parse_args(args))
-    batches = Waiting(trainer.batches(0))
+    batches = Waiting(trainer.batches())
     times, waits = [], []
     with train_rdtf.sdpa_kernel(train_rdtf.SDPBackend.MATH):  # as the script does on a CPU
         for step in range(1, steps + 4):
