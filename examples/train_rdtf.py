@@ -403,8 +403,12 @@ class Trainer:
     def batches(self) -> Iterator[list[dict]]:
         """This process's micro-batches of samples from the place in the data on that the run has reached."""
         args, processes = self.args, self.accelerator.num_processes
-        options = {"collate_fn": list, "num_workers": args.dataloader_num_workers}
-        options["worker_init_fn"] = leave_signals_to_trainer
+        options = {
+            "collate_fn": list,
+            "num_workers": args.dataloader_num_workers,
+            "worker_init_fn": leave_signals_to_trainer,
+            "generator": torch.Generator(),  # else each start of a run draws a seed from the global one
+        }
         if args.streaming:
             self.clips.resume(self.samples // processes, args.train_batch_size)
             return iter(DataLoader(self.clips, args.train_batch_size, **options))
@@ -527,25 +531,26 @@ class Trainer:
         args, accelerator = self.args, self.accelerator
         batches = self.batches()
         history = RunHistory(self.output_dir / HISTORY_FILE, self.first_step) if accelerator.is_main_process else None
-        progress = tqdm(
-            total=args.max_train_steps, initial=self.first_step, disable=not accelerator.is_local_main_process
-        )
-        for step in range(self.first_step + 1, args.max_train_steps + 1):
-            logs = self.step(step, batches)
-            last = step == args.max_train_steps
-            if self.cases and (step % args.validation_steps == 0 or last):
-                logs |= self.validate(step)
-            if history is not None:
-                history.append(step, logs)
-            accelerator.log({name: value for name, value in logs.items() if name != "task"}, step=step)
-            progress.set_postfix(task=logs["task"], loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.1e}", refresh=False)
-            progress.update()
-            self.stopping = self.signal.received(accelerator) and not last
-            if step % args.checkpointing_steps == 0 or last or self.stopping:
-                save_checkpoint(accelerator, self.output_dir, step, args.checkpoints_total_limit, self.facts(step))
-            if self.stopping:
-                break
-        progress.close()
+        steps = range(self.first_step + 1, args.max_train_steps + 1)
+        options = {"initial": self.first_step, "disable": not accelerator.is_local_main_process}
+        with tqdm(total=args.max_train_steps, **options) as progress:
+            for step in steps:
+                logs = self.step(step, batches)
+                last = step == args.max_train_steps
+                if self.cases and (step % args.validation_steps == 0 or last):
+                    logs |= self.validate(step)
+                if history is not None:
+                    history.append(step, logs)
+                accelerator.log({name: value for name, value in logs.items() if name != "task"}, step=step)
+                shown = {"task": logs["task"], "loss": f"{logs['loss']:.4f}", "lr": f"{logs['lr']:.1e}"}
+                progress.set_postfix(shown, refresh=False)
+                progress.update()
+                self.stopping = self.signal.received(accelerator) and not last
+                if step % args.checkpointing_steps == 0 or last or self.stopping:
+                    limit = args.checkpoints_total_limit
+                    save_checkpoint(accelerator, self.output_dir, step, limit, self.facts(step))
+                if self.stopping:
+                    break
         if self.stopping:
             logger.info("Stopped by %s; checkpoint-%d is whole.", signal.Signals(self.signal.number).name, step)
 
@@ -608,19 +613,21 @@ class Trainer:
     def save_card(self, losses: dict[str, float]) -> None:
         """The model card, with the last validation sticker as its preview, and the data's attribution."""
         args = self.args
-        drawn = self.output_dir / "validation" / f"step-{args.max_train_steps}"
-        if self.cases:
-            shutil.copy(drawn / f"{self.cases[0].name}.webp", self.output_dir / "preview.webp")
+        drawn = sorted((self.output_dir / "validation" / f"step-{args.max_train_steps}").glob("*.webp"))
+        if drawn:
+            shutil.copy(drawn[0], self.output_dir / "preview.webp")
         sources = [*args.train_data_dir, *args.dataset_name]
         if args.latent_cache:
             sources = self.clips.preparation.sources
         copy_attribution(sources, self.output_dir)
-        base = args.pretrained_model_name_or_path
+        frozen = PRESETS[args.preset].parts.values() or ["the model that comes with rdtf_diffusers"]
+        if args.pretrained_model_name_or_path:
+            frozen = [args.pretrained_model_name_or_path]
         model_card(
             self.output_dir,
             repo_id=args.hub_model_id,
             prompt=self.cases[0].prompt if self.cases else None,
-            base_models=[base] if base else PRESETS[args.preset].parts.values(),
+            base_models=frozen,
             data=sources,
             training=self.training_facts(),
             final_losses=losses,

@@ -30,6 +30,7 @@ from ..checkpoints import generation_settings
 
 
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
+SPLITS = ("train", "validation", "test")
 # What a training run leaves beside the model; patterns of `fnmatch` on paths within the folder.
 NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "logs/*", "validation/*", ".*")
 
@@ -228,8 +229,11 @@ def is_hub_id(name: str | os.PathLike) -> bool:
 
 
 def public_name(source: str | os.PathLike) -> str:
-    """What may be told of a source: a Hub id as it is, of a path the last name."""
-    return os.fspath(source) if is_hub_id(source) else os.path.basename(os.path.abspath(source))
+    """What may be told of a source: a Hub id as it is, of a path the last name; of `cats/train` both."""
+    if is_hub_id(source):
+        return os.fspath(source)
+    path = Path(source).absolute()
+    return f"{path.parent.name}/{path.name}" if path.name in SPLITS else path.name
 
 
 def escape_markdown(text: str) -> str:
