@@ -91,10 +91,10 @@ def test_everything_on_a_card(folder, tmp_path):
         "\n# my-model\n",
         "](preview.webp)",
         "\n| | |\n|---|---|\n| parts not trained | stabilityai/sd-vae-ft-mse, base |\n| steps | 50,000 |\n",
-        "\n| cache | train |\n| task\\_weights | it2v=2.0 |\n| lr\\|x | 1e-05 |\n| hardware | ",
+        "\n| cache | cats/train |\n| task\\_weights | it2v=2.0 |\n| lr\\|x | 1e-05 |\n| hardware | ",
         "\n| i2v | t2v |\n|---|---|\n| 0.312 | 0.400 |\n",
         "![losses.png](losses.png)",
-        "Trained on train, [me/stickers](https://huggingface.co/datasets/me/stickers).",
+        "Trained on cats/train, [me/stickers](https://huggingface.co/datasets/me/stickers).",
         "[ATTRIBUTION.md](ATTRIBUTION.md) names",
     ]:
         assert part in str(card), part

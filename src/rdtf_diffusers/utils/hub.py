@@ -126,17 +126,17 @@ def model_card(
     """
     folder = Path(folder)
     class_name, is_pipeline = _saved_class(folder)
-    base_models, data = [public_name(name) for name in base_models], [public_name(name) for name in data]
+    base_models, data = list(base_models), list(data)
     preview = next((file.name for file in sorted(folder.glob("*.webp"))), None)
     card_data = ModelCardData(
         license=license,
         library_name="diffusers",
         pipeline_tag="image-text-to-video" if is_pipeline else None,
         tags=["stickers", "animation", "rdtf"],
-        base_model=[name for name in base_models if is_hub_id(name)] or None,
-        datasets=[name for name in data if is_hub_id(name)] or None,
+        base_model=[os.fspath(name) for name in base_models if is_hub_id(name)] or None,
+        datasets=[os.fspath(name) for name in data if is_hub_id(name)] or None,
     )
-    rows = {"parts not trained": base_models, **(training or {})}
+    rows = {"parts not trained": [public_name(name) for name in base_models], **(training or {})}
     name = repo_id or folder.absolute().name
     return ModelCard.from_template(
         card_data,
@@ -151,7 +151,7 @@ def model_card(
         },
         losses={task: f"{loss:.3f}" for task, loss in (final_losses or {}).items()},
         plots=[quote(file.name) for file in sorted(folder.glob("*.png"))],
-        data=[_data_link(name) for name in dict.fromkeys(data)],
+        data=list(dict.fromkeys(map(_data_link, data))),
         attribution=ATTRIBUTION_FILE if (folder / ATTRIBUTION_FILE).is_file() else None,
         card_license=license,
     )
@@ -252,13 +252,10 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _data_link(name: str) -> str:
+def _data_link(source: str | os.PathLike) -> str:
     """A data set's page on the Hub, or a folder's name."""
-    return (
-        f"[{escape_markdown(name)}](https://huggingface.co/datasets/{name})"
-        if is_hub_id(name)
-        else escape_markdown(name)
-    )
+    name = escape_markdown(public_name(source))
+    return f"[{name}](https://huggingface.co/datasets/{source})" if is_hub_id(source) else name
 
 
 def _saved_class(folder: Path) -> tuple[str, bool]:
