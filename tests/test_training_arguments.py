@@ -1,6 +1,8 @@
 """What the training scripts take and refuse, presets, and the models and scheduler of a run."""
 
 import dataclasses
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +198,18 @@ def test_half_precision_weights_are_not_trained(script):
     frozen.weight.requires_grad_(False)
     (group,) = script.make_optimizer(frozen, args).param_groups
     assert [weight.shape for weight in group["params"]] == [(2,)] and group["lr"] == 1e-3
+
+
+def test_8bit_adam_gets_the_same_settings(script, monkeypatch):
+    class AdamW8bit(torch.optim.AdamW):
+        pass
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=AdamW8bit))
+    args = script.parse_args(["--train_data_dir", "s", "--use_8bit_adam", "--adam_beta2", "0.99"])
+    optimizer = script.make_optimizer(torch.nn.Linear(2, 2), args)
+    assert isinstance(optimizer, AdamW8bit) and optimizer.param_groups[0]["betas"] == (0.9, 0.99)
 
 
 @pytest.mark.parametrize("file", sorted((EXAMPLES / "accelerate_configs").glob("*.yaml")), ids=lambda file: file.stem)

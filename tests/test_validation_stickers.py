@@ -1,6 +1,8 @@
 """Validation cases of a run, and the warning about stickers that stand still."""
 
 import logging
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,3 +101,12 @@ def test_what_a_browser_shows_moves(module, tmp_path):
     with Image.open(tmp_path / "x.gif") as gif:
         assert step == 7 and summary.value[0].tag == "validation/0" and gif.n_frames == 8
         assert gif.convert("RGB").getpixel((7, 7)) == (255, 255, 255)
+
+
+def test_wandb_gets_a_moving_picture(module, monkeypatch):
+    logged = []
+    wandb = SimpleNamespace(Video=lambda data, format: (data.getvalue()[:6], format))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    tracker = SimpleNamespace(name="wandb", log=lambda values, step: logged.append((values, step)))
+    module.log_animation(tracker, "validation/0", [Image.fromarray(frame) for frame in pictures(8)], 3)
+    assert logged == [({"validation/0": (b"GIF89a", "gif")}, 3)]
