@@ -173,10 +173,11 @@ def make_optimizer(unet: torch.nn.Module, args: argparse.Namespace) -> torch.opt
     if others := {str(parameter.dtype) for parameter in trainable} - {"torch.float32"}:
         raise ValueError(f"Trainable weights must be torch.float32, got {', '.join(sorted(others))}.")
     if args.use_8bit_adam:
-        from bitsandbytes.optim import AdamW8bit as optimizer_class
-    else:
-        optimizer_class = torch.optim.AdamW
-    return optimizer_class(trainable, **optimizer_settings(args))
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(trainable, **optimizer_settings(args))
+    # fused: the default on GPUs makes a copy of all second moments in each step
+    return torch.optim.AdamW(trainable, fused=True, **optimizer_settings(args))
 
 
 def optimizer_settings(args: argparse.Namespace) -> dict:
@@ -345,18 +346,19 @@ class Trainer:
 
     def place_ema(self) -> None:
         """Keeps the average where it is updated, or in main memory with `--offload_ema`."""
-        offload = self.args.offload_ema
-        self.ema.to("cpu" if offload else self.accelerator.device)
-        if offload and self.accelerator.device.type == "cuda":
+        self.ema.to("cpu" if self.args.offload_ema else self.accelerator.device)
+        if self.args.offload_ema and self.accelerator.device.type == "cuda":
             self.ema.pin_memory()
 
     def update_ema(self) -> None:
-        """One step of the moving average."""
-        if self.args.offload_ema:
-            self.ema.to(self.accelerator.device, non_blocking=True)
+        """One step of the moving average; an offloaded one visits the device, where there are no gradients now."""
+        kept = self.ema.shadow_params
+        self.ema.to(self.accelerator.device, non_blocking=True)
         self.ema.step(self.trainable_weights())
         if self.args.offload_ema:
-            self.place_ema()
+            for place, average in zip(kept, self.ema.shadow_params):
+                place.copy_(average)
+            self.ema.shadow_params = kept
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
