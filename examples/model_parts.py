@@ -28,7 +28,9 @@ def load_frozen_parts(args: argparse.Namespace, dtype: torch.dtype = torch.float
         pipeline = load_preset_parts(preset, dtype, args.cache_dir)
     else:
         name = demo_checkpoint() if name is None else name
-        options = {"revision": args.revision, "variant": args.variant, "cache_dir": args.cache_dir}
+        options = {"cache_dir": args.cache_dir}
+        if args.pretrained_model_name_or_path:
+            options |= {"revision": args.revision, "variant": args.variant}
         pipeline = StickerGenerationPipeline.from_pretrained(name, unet=None, dtype=dtype, **options)
     if args.resolution % pipeline.vae_scale_factor:
         raise ValueError(f"`resolution` must be a multiple of {pipeline.vae_scale_factor}, got {args.resolution}.")

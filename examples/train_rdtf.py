@@ -17,22 +17,27 @@ which has saved a checkpoint then.
 import argparse
 import json
 import logging
+import math
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging as diffusers_logging
 from model_parts import load_frozen_parts, make_scheduler, make_unet
+from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from training_arguments import DEFAULT_STEPS, check_args, make_parser, parse_with_preset
@@ -59,6 +64,7 @@ from rdtf_diffusers.training.plots import CURRICULUM_FILE, LOSSES_FILE, plot_cur
 from rdtf_diffusers.training.run_state import (
     check_facts,
     check_processes,
+    checkpoint_step,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -67,7 +73,15 @@ from rdtf_diffusers.training.run_state import (
     warn_if_bf16_is_slow,
 )
 from rdtf_diffusers.training.signals import StopSignal, leave_signals_to_trainer
-from rdtf_diffusers.utils.hub import copy_attribution, environment, make_repository, model_card, push_to_hub
+from rdtf_diffusers.utils.hub import (
+    NOT_PUBLISHED,
+    copy_attribution,
+    environment,
+    make_repository,
+    model_card,
+    public_name,
+    push_to_hub,
+)
 
 
 logger = logging.getLogger("train_rdtf")
@@ -89,8 +103,12 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / args.logging_dir)),
+        # others wait while the main process draws validation stickers and checks what it saved
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
     check_processes(accelerator)
+    if args.report_to not in ("none", "all") and not accelerator.log_with:
+        raise ValueError(f"`report_to`: {args.report_to} is not installed.")
     warn_if_bf16_is_slow(accelerator)
     # accelerate's launcher puts its own number into the environment, which would go before the argument
     accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
@@ -98,6 +116,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = args.train_batch_size
         config["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+        config["gradient_clipping"] = args.max_grad_norm
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     return accelerator
@@ -130,6 +149,9 @@ def make_clips(
         clips = LatentClips(args.latent_cache, args.procedural_fraction, *keyframes, **options)
         check_cache(clips, args, pipeline)
         return clips
+    missing = [folder for folder in args.train_data_dir if not Path(folder).exists()]
+    if missing:
+        raise ValueError(f"`train_data_dir`: there is no {', '.join(missing)}; names on the Hub go to --dataset_name.")
     source = {
         "sources": [*args.train_data_dir, *args.dataset_name],
         "maker": make_maker(args, pipeline.vae.config.in_channels),
@@ -151,7 +173,7 @@ def make_clips(
 def check_cache(clips: LatentClips, args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> None:
     """Refuses a latent cache that was prepared for another pipeline or other arguments, and names the differences."""
     made = clips.preparation
-    names = ("resolution", "num_frames", "center_crop", "image_interpolation_mode")
+    names = ("resolution", "num_frames", "keyframes", "center_crop", "image_interpolation_mode")
     wanted = {name: getattr(args, name) for name in names} | {"vae": fingerprint(pipeline.vae)}
     if made.text_variants:
         second = pipeline.text_encoder_2
@@ -219,7 +241,6 @@ class Trainer:
         self.first_step, self.samples, self.stopping = 0, 0, False
         self.signal = StopSignal()
         self.check_output_dir()
-        self.reserve_repository()
         # a latent cache is compared with the parts as they are saved, which are dropped then
         dtype = torch.float32 if args.latent_cache else WEIGHT_DTYPES[self.accelerator.mixed_precision]
         self.pipeline = load_frozen_parts(args, dtype)
@@ -240,8 +261,9 @@ class Trainer:
         self.curriculum = make_curriculum(
             args.curriculum, args.curriculum_steps or args.max_train_steps, tuple(args.pid), args.task_weights
         )
-        self.cases = make_cases(args.validation_prompts, args.validation_images, args.num_frames)
+        self.cases = make_cases(args.validation_prompts, args.validation_animations, args.num_frames)
         self._prepare()
+        self.reserve_repository()
 
     def make_unet(self) -> UNetDiscreteFrameModel:
         """What is trained."""
@@ -249,6 +271,8 @@ class Trainer:
 
     def check_output_dir(self) -> None:
         """Refuses to mix a new run with the checkpoints of an old one."""
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"`output_dir` {self.output_dir} is a file.")
         found = list_checkpoints(self.output_dir)
         if found and not self.args.resume_from_checkpoint:
             raise ValueError(
@@ -301,7 +325,8 @@ class Trainer:
         if args.use_ema and self.weights_are_sharded:
             raise ValueError("`use_ema` needs whole weights on every process: use DDP or DeepSpeed stage 2.")
         if args.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+            # diffusers' own function makes torch.compile compile every block anew
+            unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
         self.pipeline.to(self.accelerator.device)
         if self.pipeline.vae is not None:
             self.pipeline.vae.to(memory_format=torch.channels_last)
@@ -366,19 +391,23 @@ class Trainer:
         if self.ema is not None:
             self.ema.store(self.trainable_weights())
             self.ema.copy_to(self.trainable_weights())
-        yield
-        if self.ema is not None:
-            self.ema.restore(self.trainable_weights())
+        try:
+            yield
+        finally:
+            if self.ema is not None:
+                self.ema.restore(self.trainable_weights())
 
-    def facts(self, step: int) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What a checkpoint says about its run, beside the state of everything."""
+        args = self.args
         return {
             "unet": {key: value for key, value in self.pipeline.unet.config.items() if not key.startswith("_")},
             "prediction_type": self.pipeline.scheduler.config.prediction_type,
+            "use_ema": args.use_ema,
+            "curriculum": args.curriculum,
             "processes": self.accelerator.num_processes,
-            "workers": self.args.dataloader_num_workers,
-            "batch_size": self.args.train_batch_size,
-            "step": step,
+            "workers": args.dataloader_num_workers,
+            "batch_size": args.train_batch_size,
             "samples": self.samples,
         }
 
@@ -391,16 +420,18 @@ class Trainer:
         if folder is None:
             return
         logger.info("Resuming from %s", folder)
-        facts = read_facts(folder)
-        same = ["unet", "prediction_type"]
+        same = ["unet", "prediction_type", "use_ema", "curriculum"]
         if self.args.streaming:  # whose parts each go on with rows of their own
             same += ["processes", "workers", "batch_size"]
-        check_facts(folder, {name: self.facts(0)[name] for name in same})
+        check_facts(folder, {name: self.facts()[name] for name in same})
+        self.first_step, self.samples = checkpoint_step(folder), read_facts(folder)["samples"]
+        if self.first_step > self.args.max_train_steps:
+            raise ValueError(f"`max_train_steps` {self.args.max_train_steps}: {folder.name} has gone further.")
         load_checkpoint(self.accelerator, folder)
+        self.accelerator.step = 0  # micro-steps: accelerate would go on in the middle of an optimiser step
         if self.ema is not None:
             self.ema.decay = self.args.ema_decay
             self.place_ema()
-        self.first_step, self.samples = facts["step"], facts["samples"]
 
     def batches(self) -> Iterator[list[dict]]:
         """This process's micro-batches of samples from the place in the data on that the run has reached."""
@@ -430,7 +461,7 @@ class Trainer:
             text = {name: torch.stack([row[name] for row in rows]).to(device) for name in names if name in rows[0]}
         else:
             embeds, _, embeds_2, _ = self.pipeline.encode_prompt(batch["captions"])
-            text = dict(zip(names, (embeds, embeds_2)))
+            text = {name: value for name, value in zip(names, (embeds, embeds_2)) if value is not None}
         return latents.float(), text | {"text_mask": batch["text_mask"].to(device)}
 
     def draw_noise(self, rows: list[dict], stream: str, shape: torch.Size) -> torch.Tensor:
@@ -466,7 +497,9 @@ class Trainer:
         noisy, target = self.add_noise(latents, rows, timesteps)
         frame_mask = batch["frame_mask"].to(device)
         condition = mask_condition_latents(latents, batch["condition_mask"].to(device), frame_mask)
-        prediction = self.unet(noisy, timesteps, condition_latents=condition, **text).sample
+        dtype = self.pipeline.unet.dtype  # float32, but for DeepSpeed, which knows no autocast
+        inputs = {name: tensor.to(dtype) for name, tensor in (text | {"condition_latents": condition}).items()}
+        prediction = self.unet(noisy.to(dtype), timesteps, **inputs).sample
         weights = min_snr_weights(scheduler, timesteps, args.snr_gamma) if args.snr_gamma else None
         return dual_mask_loss(prediction, target, frame_mask, args.loss_reduction, weights, real_frames)
 
@@ -480,7 +513,7 @@ class Trainer:
     def step(self, step: int, batches: Iterator[list[dict]]) -> dict[str, Any]:
         """One optimiser step over all processes and micro-steps; returns what is logged."""
         args, accelerator = self.args, self.accelerator
-        task = self.curriculum.draw(args.seed * args.max_train_steps + step)
+        task = self.curriculum.draw((args.seed << 32) + step)
         micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
         real_frames = self.real_frames(micro_batches) if args.loss_reduction == "valid" else None
         for group in self.optimizer.param_groups:
@@ -492,19 +525,24 @@ class Trainer:
                 accelerator.backward(loss)
                 total += loss.detach() / len(micro_batches)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.unet.parameters(), args.max_grad_norm)
+                    norm = float(accelerator.clip_grad_norm_(self.unet.parameters(), args.max_grad_norm))
+                    if accelerator.scaler is None and not math.isfinite(norm):  # with fp16 the scaler skips the step
+                        raise ValueError(f"The gradient of step {step} is {norm}: try a lower --learning_rate.")
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         if self.ema is not None:
             self.update_ema()
         self.samples += args.train_batch_size * len(micro_batches) * accelerator.num_processes
         mean_loss = accelerator.reduce(total, "mean").item()
+        if not math.isfinite(mean_loss):
+            raise ValueError(f"The loss of step {step} is {mean_loss}: try a lower --learning_rate.")
         self.curriculum.update(mean_loss)
-        return self.logs(task, mean_loss, float(norm)) | {"lr": self.optimizer.param_groups[0]["lr"]}
+        return self.logs(task, mean_loss, norm) | {"lr": self.optimizer.param_groups[0]["lr"]}
 
     def logs(self, task: str, loss: float, norm: float) -> dict[str, Any]:
         """The figures of an optimiser step: what it was, and what the curriculum makes of it."""
-        logs = {"task": task, "loss": loss, f"loss/{task}": loss, "grad_norm": norm}
+        logs = {"task": task, "loss": loss, f"loss/{task}": loss}
+        logs |= {"grad_norm": norm} if math.isfinite(norm) else {}  # with fp16, the first steps
         logs |= {f"task_share/{name}": share for name, share in self.curriculum.probabilities().items()}
         if self.args.curriculum == "adaptive":
             logs |= {f"pid/{name}": value for name, value in self.curriculum.terms._asdict().items()}
@@ -514,7 +552,11 @@ class Trainer:
     def run(self) -> int:
         """Trains to `--max_train_steps` and saves the pipeline; returns the exit code."""
         self.resume()
-        settings = {name: str(value) for name, value in vars(self.args).items() if name != "hub_token"}
+        settings = {
+            name: str(value)
+            for name, value in vars(self.args).items()
+            if name not in ("hub_token", "validation_animations")
+        }
         purge = {"tensorboard": {"purge_step": self.first_step + 1}} if self.first_step else {}
         self.accelerator.init_trackers(self.args.tracker_project_name, config=settings, init_kwargs=purge)
         # The sequences are short and many: on a CPU plain matrix products beat fused attention.
@@ -549,12 +591,20 @@ class Trainer:
                 progress.update()
                 self.stopping = self.signal.received(accelerator) and not last
                 if step % args.checkpointing_steps == 0 or last or self.stopping:
+                    self.check_weights(step)
                     limit = args.checkpoints_total_limit
-                    save_checkpoint(accelerator, self.output_dir, step, limit, self.facts(step))
+                    save_checkpoint(accelerator, self.output_dir, step, limit, self.facts())
                 if self.stopping:
                     break
+        if history is not None:
+            history.close()
         if self.stopping:
             logger.info("Stopped by %s; checkpoint-%d is whole.", signal.Signals(self.signal.number).name, step)
+
+    def check_weights(self, step: int) -> None:
+        """Refuses to save weights with which a run could not go on."""
+        if not self.weights_are_sharded and not all(torch.isfinite(w).all() for w in self.trainable_weights()):
+            raise ValueError(f"The weights after step {step} are not finite: try a lower --learning_rate.")
 
     def generation_settings(self) -> dict[str, float]:
         """How validation stickers are drawn, and what is written into `generation.json` beside the weights."""
@@ -595,16 +645,18 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the pipeline with averaged weights into `--output_dir`, with its settings, plots and card."""
-        unet = UNetDiscreteFrameModel.from_config(self.pipeline.unet.config)
         with self.averaged_weights():
             weights = self.accelerator.get_state_dict(self.unet)
-            if self.accelerator.is_main_process:
-                unet.load_state_dict(weights)
-        if not self.accelerator.is_main_process:
-            return
+            if not self.accelerator.is_main_process:
+                return
+            unet = UNetDiscreteFrameModel.from_config(self.pipeline.unet.config)
+            unet.load_state_dict(weights)
         pipeline = load_frozen_parts(self.args)
         pipeline.register_modules(unet=unet, scheduler=self.pipeline.scheduler)
-        pipeline.save_pretrained(self.output_dir)
+        try:
+            pipeline.save_pretrained(self.output_dir)
+        except SafetensorError as error:
+            raise OSError(f"The pipeline could not be written to {self.output_dir}: {error}") from error
         settings = json.dumps(self.generation_settings(), indent=2)
         (self.output_dir / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
         history = read_history(self.output_dir / HISTORY_FILE)
@@ -615,9 +667,11 @@ class Trainer:
     def save_card(self, losses: dict[str, float]) -> None:
         """The model card, with the last validation sticker as its preview, and the data's attribution."""
         args = self.args
+        preview = self.output_dir / "preview.webp"
+        preview.unlink(missing_ok=True)  # of an earlier end of this run
         drawn = sorted((self.output_dir / "validation" / f"step-{args.max_train_steps}").glob("*.webp"))
         if drawn:
-            shutil.copy(drawn[0], self.output_dir / "preview.webp")
+            shutil.copy(drawn[0], preview)
         sources = [*args.train_data_dir, *args.dataset_name]
         if args.latent_cache:
             sources = self.clips.preparation.sources
@@ -625,11 +679,12 @@ class Trainer:
         frozen = PRESETS[args.preset].parts.values() or ["the model that comes with rdtf_diffusers"]
         if args.pretrained_model_name_or_path:
             frozen = [args.pretrained_model_name_or_path]
+        start = [args.unet_model_name_or_path] if args.unet_model_name_or_path else []
         model_card(
             self.output_dir,
             repo_id=args.hub_model_id,
             prompt=self.cases[0].prompt if self.cases else None,
-            base_models=frozen,
+            base_models=[*frozen, *start],
             data=sources,
             training=self.training_facts(),
             final_losses=losses,
@@ -638,29 +693,43 @@ class Trainer:
     def training_facts(self) -> dict[str, Any]:
         """The rows of the card's training table."""
         args, processes = self.args, self.accelerator.num_processes
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * processes
-        names = "preset resolution num_frames learning_rate lr_scheduler lr_warmup_steps curriculum pid task_weights"
-        names += " loss_reduction joint_drop_prob text_drop_prob text_word_drop_prob procedural_fraction keyframes"
-        names += " min_keyframes max_keyframes mixed_precision seed"
-        facts = {"parameters": f"{self.pipeline.unet.num_parameters() / 1e6:.1f} M"}
-        facts |= {"optimiser steps": args.max_train_steps, "clips a step": per_step}
-        facts |= {name: getattr(args, name) for name in names.split()}
-        facts |= {"moving average": args.ema_decay if args.use_ema else "none"}
-        return facts | environment(processes)
+        started = args.unet_model_name_or_path
+        return {
+            "parameters": f"{self.pipeline.unet.num_parameters() / 1e6:.1f} M",
+            "started from": public_name(started) if started else f"random weights, preset {args.preset}",
+            "optimiser steps": args.max_train_steps,
+            "clips a step": args.train_batch_size * args.gradient_accumulation_steps * processes,
+            "resolution": args.resolution,
+            "frames": args.num_frames,
+            "keyframes": f"{args.min_keyframes} to {args.max_keyframes}, {args.keyframes}",
+            "pictures set in motion": args.procedural_fraction,
+            "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler}, warm-up {args.lr_warmup_steps}",
+            "curriculum": args.curriculum,
+            "task weights": args.task_weights,
+            "loss": f"{self.pipeline.scheduler.config.prediction_type}, mean over {args.loss_reduction} frames",
+            "text and frames dropped": args.joint_drop_prob,
+            "text dropped": args.text_drop_prob,
+            "words dropped": args.text_word_drop_prob,
+            "moving average": args.ema_decay if args.use_ema else "none",
+            "mixed precision": self.accelerator.mixed_precision,
+            "seed": args.seed,
+        } | environment(processes)
 
     def publish(self) -> None:
         """Uploads the finished pipeline with `--push_to_hub`."""
-        if self.args.push_to_hub and self.accelerator.is_main_process:
-            logger.info(
-                "Published: %s", push_to_hub(self.output_dir, self.args.hub_model_id, token=self.args.hub_token)
-            )
+        args = self.args
+        if args.push_to_hub and self.accelerator.is_main_process:
+            ignore = (*NOT_PUBLISHED, f"{args.logging_dir}/*")
+            address = push_to_hub(self.output_dir, args.hub_model_id, token=args.hub_token, ignore=ignore)
+            logger.info("Published: %s", address)
 
 
 def main(args: list[str] | None = None) -> int:
     """Trains; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    for library in (diffusers_logging, transformers_logging):  # which would report every caption that is cut
+    logging.getLogger("rdtf_diffusers.pipelines").setLevel(logging.ERROR)  # which would report every text it cuts
+    for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
     parsed = parse_args(args)
@@ -670,6 +739,7 @@ def main(args: list[str] | None = None) -> int:
         print("train_rdtf.py: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (OSError, ValueError) as error:
+        logger.debug("Where it happened:", exc_info=True)
         print(f"train_rdtf.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

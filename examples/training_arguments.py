@@ -19,6 +19,8 @@ from rdtf_diffusers.training.tasks import TASKS
 
 
 DEFAULT_STEPS = 50_000  # RDTF (arXiv 2503.17735), table 6
+# of diffusers; piecewise_constant needs rules that no argument gives
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 REFUSED = {
     "--dream_training": "DREAM is not implemented",
     "--dream_detail_preservation": "DREAM is not implemented",
@@ -33,9 +35,17 @@ class Refused(argparse.Action):
         parser.error(f"{option_string}: {self.const}")
 
 
+class DefaultsHelp(argparse.HelpFormatter):
+    """Help with the default values of numbers and words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, False, [], argparse.SUPPRESS) and "efault" not in action.help
+        return f"{action.help} Default: %(default)s." if shown else action.help
+
+
 def make_parser(description: str) -> argparse.ArgumentParser:
     """All arguments that the training scripts share."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, formatter_class=DefaultsHelp)
     add_model_arguments(parser.add_argument_group("model"))
     add_data_arguments(parser.add_argument_group("data"))
     add_method_arguments(parser.add_argument_group("method"))
@@ -57,7 +67,7 @@ def add_model_arguments(group) -> None:
     add("--variant", help="Variant of the pretrained models' files, such as fp16.")
     add("--num_frames", type=int, default=8, help="Frames of a clip.")
     add("--temporal_layer", choices=["sti", "conv3d"], default="sti", help="conv3d: the paper's ablation.")
-    add("--sti_detail", choices=["frame_resnet", "temporal_conv"], default="frame_resnet")
+    add("--sti_detail", choices=["frame_resnet", "temporal_conv"], default="frame_resnet", help="A branch of STI.")
     add("--prediction_type", choices=PREDICTION_TYPES, help="Default: what the scheduler says.")
 
 
@@ -72,7 +82,7 @@ def add_data_arguments(group) -> None:
     add("--image_column", help="Default: image, animation or what is usual.")
     add("--caption_column", help="Default: text, caption or what is usual.")
     add("--max_train_samples", type=int, help="Train on so many stickers, drawn from all.")
-    add("--resolution", type=int, default=256, help="Height and width of the clips in pixels.")
+    add("--resolution", type=int, help="Height and width of the clips in pixels.")
     add("--center_crop", action="store_true", help="Cut to a square; by default transparency is added to make one.")
     add("--random_flip", action="store_true", help="Mirror half of the stickers that name no side and hold no words.")
     add(
@@ -82,18 +92,18 @@ def add_data_arguments(group) -> None:
         help="How pixels are resized.",
     )
     add("--procedural_fraction", type=float, default=0.5, help="Share of pictures set in motion.")
-    add("--min_keyframes", type=int, default=3, help="Fewest frames drawn from an animation.")
+    add("--min_keyframes", type=int, help="Fewest frames drawn from an animation. Default: 3.")
     add("--max_keyframes", type=int, help="Most; by default all --num_frames.")
     add("--keyframes", choices=KEYFRAME_METHODS, default="cluster", help="How they are chosen.")
     add("--keyframe_features", default="pixels", help='"pixels", "timm:vgg16" or a vision model\'s id.')
-    add("--dataloader_num_workers", type=int, default=0)
+    add("--dataloader_num_workers", type=int, default=0, help="Processes that read clips.")
 
 
 def add_method_arguments(group) -> None:
     add = group.add_argument
-    add("--curriculum", choices=["uniform", "linear", "adaptive"], default="adaptive")
+    add("--curriculum", choices=["uniform", "linear", "adaptive"], default="adaptive", help="How tasks are drawn.")
     add("--curriculum_steps", type=int, help="Default: --max_train_steps.")
-    add("--pid", type=float, nargs=3, default=[5.0, 3.0, 1.3], metavar=("KP", "KI", "KD"))
+    add("--pid", type=float, nargs=3, default=[5.0, 3.0, 1.3], metavar=("KP", "KI", "KD"), help="Adaptive gains.")
     add("--task_weights", nargs="+", default=[], metavar="TASK=X", help=f"Factors on chances of {', '.join(TASKS)}.")
     add("--loss_reduction", choices=["all", "valid"], default="all", help="valid: short clips weigh no less.")
     add("--joint_drop_prob", type=float, default=0.1, help="Text and frames dropped together.")
@@ -110,21 +120,21 @@ def add_optimisation_arguments(group) -> None:
     add("--gradient_accumulation_steps", type=int, default=1, help="Micro-steps per optimiser step.")
     add("--max_train_steps", type=int, help=f"Optimiser steps. Default: {DEFAULT_STEPS}, or --num_train_epochs.")
     add("--num_train_epochs", type=int, help="Times that every sticker is seen, instead of --max_train_steps.")
-    add("--learning_rate", type=float, default=1e-5)
+    add("--learning_rate", type=float, help="After the warm-up.")
     add("--scale_lr", action="store_true", help="Multiply it by processes, accumulation and batch size.")
-    add("--lr_scheduler", default="constant", help="A name that diffusers.optimization knows.")
-    add("--lr_warmup_steps", type=int, default=0)
-    add("--adam_beta1", type=float, default=0.9)
-    add("--adam_beta2", type=float, default=0.999)
-    add("--adam_weight_decay", type=float, default=1e-2)
-    add("--adam_epsilon", type=float, default=1e-8)
+    add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="How the rate goes on.")
+    add("--lr_warmup_steps", type=int, default=0, help="Optimiser steps in which the rate rises.")
+    add("--adam_beta1", type=float, default=0.9, help="Decay of the first moment.")
+    add("--adam_beta2", type=float, default=0.999, help="Decay of the second moment.")
+    add("--adam_weight_decay", type=float, default=1e-2, help="Decoupled weight decay.")
+    add("--adam_epsilon", type=float, default=1e-8, help="Added to the root of the second moment.")
     add("--use_8bit_adam", action="store_true", help="AdamW of bitsandbytes, with a quarter of the state.")
-    add("--max_grad_norm", type=float, default=1.0)
+    add("--max_grad_norm", type=float, default=1.0, help="Longer gradients are cut to it.")
     add("--use_ema", action="store_true", help="Keep a moving average of the weights; it is what is saved.")
-    add("--ema_decay", type=float, default=0.9995)
+    add("--ema_decay", type=float, default=0.9995, help="Share of the average that stays in a step.")
     add("--offload_ema", action="store_true", help="Keep the average in main memory between steps.")
     add("--foreach_ema", action="store_true", help="Update it with fewer, larger kernels.")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="Decides every random choice of the run.")
 
 
 def add_resource_arguments(group) -> None:
@@ -138,20 +148,20 @@ def add_resource_arguments(group) -> None:
 
 def add_output_arguments(group) -> None:
     add = group.add_argument
-    add("--output_dir", default="sticker-model")
-    add("--checkpointing_steps", type=int, default=500)
+    add("--output_dir", default="sticker-model", help="What the run leaves.")
+    add("--checkpointing_steps", type=int, default=500, help="Optimiser steps between checkpoints.")
     add("--checkpoints_total_limit", type=int, help="Newest checkpoints to keep.")
     add("--resume_from_checkpoint", help='A checkpoint folder, or "latest" (or a new run, if there is none).')
     add("--validation_prompts", nargs="+", default=[], help="Stickers to draw on the way.")
     add("--validation_images", nargs="+", default=[], help="One per prompt, or none. Animations show all tasks.")
     add("--validation_steps", type=int, default=500, help="Optimiser steps between validations.")
     add("--validation_epochs", type=int, help="Epochs between validations, instead.")
-    add("--validation_inference_steps", type=int, default=20)
+    add("--validation_inference_steps", type=int, default=20, help="Denoising steps.")
     add("--validation_guidance_scale", type=float, default=3.0, help="For text and for pictures.")
-    add("--validation_eta", type=float, default=0.0)
+    add("--validation_eta", type=float, default=0.0, help="Share of fresh noise.")
     add("--report_to", default="tensorboard", help='A tracker of accelerate, "all" or "none".')
-    add("--logging_dir", default="logs")
-    add("--tracker_project_name", default="train_rdtf")
+    add("--logging_dir", default="logs", help="Trackers' files, in --output_dir.")
+    add("--tracker_project_name", default="train_rdtf", help="Name of the run in trackers.")
     add("--push_to_hub", action="store_true", help="Publish the pipeline.")
     add("--hub_model_id", help="Its name there. Default: that of --output_dir.")
     add("--hub_token", help="Default: the one that `hf auth login` stored.")
@@ -159,13 +169,18 @@ def add_output_arguments(group) -> None:
 
 def parse_with_preset(parser: argparse.ArgumentParser, args: list[str] | None = None) -> argparse.Namespace:
     """Parses `args`; where they are silent, the defaults of `--preset` hold."""
-    parser.set_defaults(**PRESETS[parser.parse_args(args).preset].arguments)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="tiny")
+    preset = early.parse_known_args(args)[0].preset
+    if preset in PRESETS:  # else the parser says so
+        parser.set_defaults(**PRESETS[preset].arguments)
     return parser.parse_args(args)
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuses, in one line, what could only fail later; reads validation pictures and task weights."""
     args.max_keyframes = args.num_frames if args.max_keyframes is None else args.max_keyframes
+    args.min_keyframes = min(3, args.max_keyframes) if args.min_keyframes is None else args.min_keyframes
     check_numbers(parser, args)
     check_data_arguments(parser, args)
     check_validation(parser, args)
@@ -176,9 +191,11 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if args.max_train_steps and args.num_train_epochs:
         parser.error("--max_train_steps and --num_train_epochs: give one of them")
     try:
-        args.task_weights = {name: float(x) for name, x in (entry.split("=") for entry in args.task_weights)}
+        args.task_weights = {name: float(x) for name, _, x in (entry.partition("=") for entry in args.task_weights)}
     except ValueError as error:
         parser.error(f"--task_weights TASK=X: {error}")
+    if args.unet_model_name_or_path and (args.temporal_layer, args.sti_detail) != ("sti", "frame_resnet"):
+        parser.error("--temporal_layer and --sti_detail: a given UNet has its own")
 
 
 def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -191,7 +208,11 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
-    not_negative = "learning_rate lr_warmup_steps max_grad_norm noise_offset input_perturbation snr_gamma"
+    for name in ("max_grad_norm", "snr_gamma", "adam_epsilon"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name} must be above 0, got {value}")
+    not_negative = "learning_rate lr_warmup_steps noise_offset input_perturbation seed"
     for name in (not_negative + " dataloader_num_workers adam_weight_decay").split():
         value = getattr(args, name)
         if value is not None and not value >= 0:
@@ -219,6 +240,6 @@ def check_validation(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     if not files and not all(prompt.strip() for prompt in prompts):
         parser.error("--validation_prompts: an empty prompt needs a picture, --validation_images")
     try:
-        args.validation_images = [read_animation(file) for file in files]
+        args.validation_animations = [read_animation(file) for file in files]
     except ValueError as error:
         parser.error(f"--validation_images: {error}")

@@ -92,7 +92,7 @@ def motion_scores(cases: Sequence[ValidationCase], stickers: Sequence[Sequence[I
                 scores.setdefault(name, []).append(motion(np.stack(drawn)))
     drawn = [score for family, values in scores.items() if family != "real" for score in values]
     threshold = Filters().min_motion
-    if max(drawn) < threshold:
+    if drawn and max(drawn) < threshold:
         logger.warning(
             "The validation stickers stand still: their motion is %.4f at most, and below %g a sticker counts as "
             "static. More --procedural_fraction, other data or more steps may help.",

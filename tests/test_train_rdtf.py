@@ -12,6 +12,7 @@ from example_scripts import load_example
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import TINY_UNET
+from torch._dynamo.testing import CompileCounter
 
 from rdtf_diffusers import StickerGenerationPipeline, UNetDiscreteFrameModel
 from rdtf_diffusers.checkpoints import generation_settings
@@ -169,6 +170,45 @@ def test_a_checkpoint_of_another_model_is_refused(script, base, stickers, tmp_pa
     assert "checkpoint-1" in error and "block_out_channels" in error and "24" in error
 
 
+def test_another_accumulation_after_a_resume_begins_with_a_whole_step(script, base, stickers, tmp_path):
+    accumulate = ("--gradient_accumulation_steps",)
+    assert script.main(arguments(base, stickers, tmp_path, "--max_train_steps", 1, *accumulate, 2)) == 0
+    more = (*accumulate, 3, "--resume_from_checkpoint", "latest")
+    trainer = script.Trainer(script.parse_args(arguments(base, stickers, tmp_path, *more)))
+    trainer.resume()
+    steps = []
+    trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(trainer.accelerator.step))
+    batches = trainer.batches()
+    for step in (2, 3):
+        trainer.step(step, batches)
+    assert steps == [3, 6] and trainer.samples == 4 + 2 * 6
+
+
+def test_what_cannot_go_on_is_refused(script, base, stickers, tmp_path, capsys):
+    def error(*more):
+        assert script.main(arguments(base, stickers, tmp_path, *more)) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert script.main(arguments(base, stickers, tmp_path, "--max_train_steps", 2)) == 0
+    resume = ("--resume_from_checkpoint", "latest")
+    assert "checkpoint-2 has gone further" in error(*resume, "--max_train_steps", 1)
+    assert "use_ema False, not True" in error(*resume, "--use_ema")
+    assert "curriculum adaptive, not linear" in error(*resume, "--curriculum", "linear")
+    (tmp_path / "checkpoint-2" / "optimizer.bin").write_bytes(b"cut")
+    assert "Every checkpoint" in error(*resume)
+    assert checkpoints(tmp_path) == ["checkpoint-2"] and len(read_history(tmp_path / "history.jsonl")) == 2
+
+
+def test_broken_weights_are_not_saved(script, base, stickers, tmp_path, capsys):
+    more = ("--learning_rate", 1e38, "--max_train_steps", 3, "--checkpointing_steps", 1)
+    assert script.main(arguments(base, stickers, tmp_path, *more)) == 2
+    assert "lower --learning_rate" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "unet").exists()
+    for folder in tmp_path.glob("checkpoint-*"):
+        unet = UNetDiscreteFrameModel.from_pretrained(folder, subfolder="unet")
+        assert all(torch.isfinite(weight).all() for weight in unet.parameters())
+
+
 def test_a_new_run_does_not_mix_with_an_old_one(script, base, stickers, tmp_path, capsys):
     assert script.main(arguments(base, stickers, tmp_path, "--max_train_steps", 1)) == 0
     assert script.main(arguments(base, stickers, tmp_path)) == 2
@@ -247,17 +287,24 @@ def test_epochs_and_scaled_rates(script, base, stickers, tmp_path):
 
 @pytest.mark.parametrize(
     "more",
-    [("--gradient_checkpointing",), ("--compile",), ("--snr_gamma", 0.01), ("--max_train_samples", 3)],
+    [
+        ("--gradient_checkpointing",),
+        ("--compile", "--gradient_checkpointing"),
+        ("--snr_gamma", 0.01),
+        ("--max_train_samples", 3),
+    ],
     ids=lambda more: more[0],
 )
 def test_other_ways_to_train(script, base, stickers, tmp_path, monkeypatch, more):
     compile = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile(module, backend="eager"))
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile(module, backend=graphs))
     losses = []
     for folder, extra in (("plain", ()), ("other", more)):
         args = arguments(base, stickers, tmp_path / folder, *extra, "--max_train_steps", 2)
         assert script.main(args) == 0
         losses.append([record["loss"] for record in read_history(tmp_path / folder / "history.jsonl")])
+    assert graphs.frame_count == (more[0] == "--compile")  # the whole network is one graph
     if more[0] in ("--gradient_checkpointing", "--compile"):
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     else:
@@ -365,7 +412,9 @@ def test_user_errors_end_in_one_line(script, base, stickers, tmp_path, capsys):
     assert "exceeds 6 stickers" in error(*arguments(base, stickers, run, "--train_batch_size", 7))
     assert "multiple of 2" in error(*arguments(base, stickers, run, "--resolution", 15))
     assert "fp16" in error(*arguments(base, stickers, run, "--mixed_precision", "fp16"))
-    assert "made-up" in error(*arguments(base, stickers, run, "--lr_scheduler", "made-up"))
+    assert "no stikers" in error(*arguments(base, "stikers", run))
+    assert "wandb is not installed" in error(*arguments(base, stickers, run, "--report_to", "wandb"))
+    assert "is a file" in error(*arguments(base, stickers, stickers / "0.webp"))
     without_words, broken = tmp_path / "without words", tmp_path / "broken"
     for folder in (without_words, broken):
         shutil.copytree(stickers, folder)

@@ -67,6 +67,10 @@ def test_arguments_are_spelled_as_in_diffusers(script):
         ("--train_data_dir s --max_train_steps 2 --num_train_epochs 2", "give one of them"),
         ("--train_data_dir s --train_batch_size 0", "--train_batch_size must be at least 1, got 0"),
         ("--train_data_dir s --learning_rate -1", "--learning_rate must not be negative, got -1.0"),
+        ("--train_data_dir s --max_grad_norm 0", "--max_grad_norm must be above 0, got 0.0"),
+        ("--train_data_dir s --lr_scheduler piecewise_constant", "invalid choice: 'piecewise_constant'"),
+        ("--train_data_dir s --task_weights it2v=1=2", "--task_weights TASK=X"),
+        ("--train_data_dir s --unet_model_name_or_path m --temporal_layer conv3d", "a given UNet has its own"),
         ("--train_data_dir s --joint_drop_prob 1.5", "--joint_drop_prob must be between 0 and 1, got 1.5"),
         ("--train_data_dir s --offload_ema", "--use_ema"),
         ("--train_data_dir s --task_weights it2v", "--task_weights TASK=X"),
@@ -94,7 +98,7 @@ def test_presets_bring_defaults_that_arguments_override(script):
     tiny = script.parse_args(["--train_data_dir", "s"])
     paper = script.parse_args(["--train_data_dir", "s", "--preset", "paper"])
     assert (tiny.resolution, paper.resolution) == (64, 256)
-    assert (paper.learning_rate, paper.max_train_steps, paper.train_batch_size) == (1e-5, 50_000, 1)
+    assert (paper.learning_rate, script.DEFAULT_STEPS, paper.train_batch_size) == (1e-5, 50_000, 1)
     assert (paper.validation_inference_steps, paper.validation_guidance_scale, paper.validation_eta) == (50, 7.5, 1.0)
     assert script.parse_args(["--train_data_dir", "s", "--preset", "paper", "--resolution", "128"]).resolution == 128
 
@@ -229,3 +233,7 @@ def test_task_names_of_the_help_are_those_of_the_paper(script, capsys):
         script.parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert ", ".join(TASKS) in text and "DREAM" not in text
+    assert "After the warm-up. Default: 0.001." in text and "Default: None" not in text
+    with pytest.raises(SystemExit, match="0"):
+        script.parse_args(["--preset", "paper", "--help"])
+    assert "After the warm-up. Default: 1e-05." in " ".join(capsys.readouterr().out.split())

@@ -74,8 +74,6 @@ PRESETS = {
         arguments={
             "resolution": 256,
             "learning_rate": 1e-5,
-            "train_batch_size": 1,
-            "max_train_steps": 50_000,
             "validation_inference_steps": 50,
             "validation_guidance_scale": 7.5,
             "validation_eta": 1.0,

@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 logger = logging.getLogger(__name__)
 MANIFEST = "checkpoint.json"
 NAME = re.compile(r"(replaced-)?checkpoint-(\d+)")
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {} ..."
 
 
@@ -108,12 +108,18 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole(output_dir: Path) -> Path | None:
-    """The newest checkpoint without damage; warns of damaged ones that are newer."""
+    """The newest checkpoint without damage, None if there are none at all; warns of damaged ones that are newer.
+
+    Raises:
+        ValueError: all are damaged; to start anew would overwrite what may still be saved.
+    """
     for folder in reversed(list_checkpoints(output_dir)):
         wrong = damage(folder)
         if wrong is None:
             return folder
         logger.warning("%s is damaged (%s): the one before it is looked at.", folder, wrong)
+    if list_checkpoints(output_dir):
+        raise ValueError(f"Every checkpoint in {output_dir} is damaged: delete them to start anew.")
     return None
 
 

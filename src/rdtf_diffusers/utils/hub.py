@@ -32,7 +32,7 @@ from ..checkpoints import generation_settings
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
 SPLITS = ("train", "validation", "test")
 # What a training run leaves beside the model; patterns of `fnmatch` on paths within the folder.
-NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "logs/*", "validation/*", ".*")
+NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "replaced-*", "logs/*", "validation/*", ".*")
 
 TEMPLATE = """---
 {{ card_data }}
