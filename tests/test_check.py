@@ -5,6 +5,7 @@ import struct
 import zlib
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 
 import av
 import numpy as np
@@ -81,6 +82,7 @@ def webm(clip: np.ndarray, fps: int = 8, codec: str = "libvpx-vp9", pixels: str 
     return buffer.getvalue()
 
 
+@cache
 def good_sticker(key: str, format: str) -> bytes:
     """Eight frames in one second or a little less, as the platform wants them."""
     clip = draw_clip(*PLATFORMS[key].canvas(4, 3))

@@ -15,7 +15,7 @@ from tiny_models import TINY_UNET
 
 from rdtf_diffusers import UNetDiscreteFrameModel
 from rdtf_diffusers.training.history import read_history
-from rdtf_diffusers.training.run_state import find_checkpoint, read_facts
+from rdtf_diffusers.training.run_state import checkpoint_step, find_checkpoint, read_facts
 
 
 SCRIPT = str(EXAMPLES / "train_rdtf.py")
@@ -118,7 +118,7 @@ def test_sigterm_to_the_process_or_to_its_group_saves_first(base, stickers, star
             wait_for(lambda name=name: find_checkpoint(tmp_path / name, "latest") is not None, 60)
             folder = find_checkpoint(tmp_path / name, "latest")
             steps = [record["step"] for record in read_history(tmp_path / name / "history.jsonl")]
-            assert read_facts(folder)["step"] == steps[-1] == len(steps) > 2
+            assert checkpoint_step(folder) == steps[-1] == len(steps) > 2
     finally:
         for process in launched.values():
             if psutil.pid_exists(process.pid):
