@@ -117,3 +117,23 @@ def test_training_table(tmp_path, monkeypatch, capsys):
         "tiny, checkpointing",
         "tiny, channels_last",
     ]
+
+
+def test_export_table(tmp_path, capsys):
+    export = load_example("benchmarks/export.py")
+    args = ["--platforms", "slack", "discord-emoji", "telegram-emoji", "--kinds", "flat", "gradient"]
+    export.main([*args, "--frames", "2", "--sizes", "64", "--json", str(tmp_path / "table.json")])
+    assert capsys.readouterr().out.splitlines()[-1] == "6 of 6 files pass; SSIM is at least Pillow's in 4 of 4"
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [row["platform"] for row in rows if "ssim" not in row] == 2 * ["telegram-emoji"]  # Pillow has no peer
+
+
+def test_export_measures_similarity_and_reads_joined_frames():
+    export = load_example("benchmarks/export.py")
+    clip = export.draw_photo(2, 32)
+    noisy = clip.copy()
+    noisy[..., :3] ^= 16
+    assert export.ssim(clip, clip) == pytest.approx(1)
+    assert export.ssim(clip, noisy) < 0.99
+    joined = export.save([Image.fromarray(clip[place]) for place in (0, 0, 1)], "WEBP", lossless=True, duration=100)
+    assert export.read(joined, 3)[:, 16, 16].tolist() == clip[[0, 0, 1], 16, 16].tolist()

@@ -1,6 +1,7 @@
 """`rdtf-diffusers`: what its commands pass on, what they write, and how they refuse."""
 
 import json
+from pathlib import Path
 from unittest.mock import Mock
 
 import huggingface_hub
@@ -9,8 +10,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image, ImageSequence
 
-from rdtf_diffusers import cli
-from rdtf_diffusers.checkpoints import SETTINGS_FILE
+from rdtf_diffusers import __version__, cli
+from rdtf_diffusers.checkpoints import SETTINGS, SETTINGS_FILE
+from rdtf_diffusers.commands import generate as command
 from rdtf_diffusers.data import report
 
 
@@ -31,7 +33,7 @@ def pipe(monkeypatch, tmp_path) -> Recorder:
     """No model is loaded; the working directory is an empty one with a picture, a text and a checkpoint's folder."""
     recorder = Recorder()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "load_pipeline", lambda model, device: recorder)
+    monkeypatch.setattr(command, "load_pipeline", lambda model, device, dtype: recorder)
     Image.new("RGBA", (20, 10), (255, 0, 0, 128)).save("dog.png")
     (tmp_path / "notes.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
@@ -66,12 +68,14 @@ def test_a_sticker_is_written_and_its_path_printed(pipe, capsys):
     assert arguments["frames"][1:] == [None] * 7
     assert arguments["generator"].initial_seed() == 3
     assert stored("dog.webp") == {
-        "software": f"rdtf_diffusers {cli.__version__}",
+        "software": f"rdtf_diffusers {__version__}",
         "model": "model",
         "prompt": "a dog jumping",
         "seed": 3,
         "loop": False,
+        "fps": 8.0,
     }
+    assert json.loads(Path("dog.webp.json").read_text()) == stored("dog.webp")
 
 
 def test_text_alone_picture_alone_and_keyframes(pipe):
@@ -79,17 +83,17 @@ def test_text_alone_picture_alone_and_keyframes(pipe):
     assert (pipe.arguments["prompt"], pipe.arguments["frames"]) == ("a dog", None)
     assert generate("--image", "dog.png") == 0
     assert pipe.arguments["prompt"] is None
-    assert generate("--image", "dog.png", "--keyframe", "5=dog.png", "--frames", "6", "--loop") == 0
+    assert generate("--image", "dog.png", "--keyframes", "dog.png@5", "--frames", "6", "--loop") == 0
     assert [frame is not None for frame in pipe.arguments["frames"]] == [True, False, False, False, False, True]
     assert (pipe.arguments["num_frames"], pipe.arguments["loop"]) == (6, True)
 
 
 def test_settings_of_the_checkpoint_give_way_to_options(pipe, tmp_path):
     assert generate("a dog") == 0
-    assert not set(cli.SETTINGS) & set(pipe.arguments)  # no generation.json: the pipeline's own defaults
+    assert not set(SETTINGS) & set(pipe.arguments)  # no generation.json: the pipeline's own defaults
     (tmp_path / "model" / SETTINGS_FILE).write_text('{"num_inference_steps": 20, "guidance_scale": 3.5, "eta": 0}')
     assert generate("a dog", "--steps", "9", "--image-guidance-scale", "2") == 0
-    settings = {name: pipe.arguments[name] for name in cli.SETTINGS}
+    settings = {name: pipe.arguments[name] for name in SETTINGS}
     assert settings == {"num_inference_steps": 9, "guidance_scale": 3.5, "image_guidance_scale": 2.0, "eta": 0}
     assert stored("sticker.webp") | settings == stored("sticker.webp")
 
@@ -111,6 +115,7 @@ def test_a_random_seed_is_printed_and_stored(pipe, capsys):
 def test_metadata_can_be_left_out(pipe):
     assert generate("a dog", "--no-metadata") == 0
     assert not Image.open("sticker.webp").getexif()
+    assert not Path("sticker.webp.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -122,9 +127,9 @@ def test_metadata_can_be_left_out(pipe):
         (["a dog", "--image", ""], "no file ''"),
         (["a dog", "--image", "empty"], "no file 'empty'"),
         (["a dog", "--image", "notes.png"], "notes.png"),
-        (["a dog", "--keyframe", "dog.png"], "INDEX=FILE"),
-        (["a dog", "--keyframe", "8=dog.png"], "frames are 0 to 7"),
-        (["a dog", "--image", "dog.png", "--keyframe", "0=dog.png"], "frame 0 is given 2 times"),
+        (["a dog", "--keyframes", "dog.png"], "FILE@INDEX"),
+        (["a dog", "--keyframes", "dog.png@8"], "frames are 0 to 7"),
+        (["a dog", "--image", "dog.png", "--keyframes", "dog.png@0"], "frame 0 is given 2 times"),
         (["a dog", "--frames", "0"], "--frames: must be a whole number from 1"),
         (["a dog", "--frames", "2.5"], "--frames: must be a whole number"),
         (["a dog", "--fps", "0"], "--fps: must be a number from 0.1 to 50"),
@@ -134,7 +139,12 @@ def test_metadata_can_be_left_out(pipe):
         (["a dog", "--guidance-scale", "inf"], "--guidance-scale: must be"),
         (["a dog", "--seed", "-1"], "--seed: must be a whole number from 0"),
         (["a dog", "--output", "dog.mp4"], "--output: must end in one of .webp, .gif, .png, .apng"),
-        (["a dog", "--output", "dog"], "--output: must end in one of"),
+        (["a dog", "--output", "dog.png/x"], "there can be no folder"),
+        (["a dog", "a cat", "--output", "dog.webp"], "one file, but there will be several"),
+        (["a dog", "--platform", "all", "--output", "dog.webp"], "one file, but there will be several"),
+        (["a dog", "--platform", "myspace"], "invalid choice: 'myspace'"),
+        (["a dog", "--prompts-file", "nothing.txt"], "no file 'nothing.txt'"),
+        (["a dog", "--cover", "last"], "must be auto, first or the number of a frame"),
         (["a dog", "--output", "nowhere/dog.webp"], "no folder 'nowhere'"),
         (["a dog", "--model", "nothing"], "neither a folder nor a Hub id"),
         (["a dog", "--model", "empty"], "holds no model_index.json"),
@@ -145,7 +155,7 @@ def test_metadata_can_be_left_out(pipe):
 def test_bad_input_is_refused_in_one_line_before_a_model_is_loaded(
     pipe, capsys, tmp_path, monkeypatch, arguments, message
 ):
-    monkeypatch.setattr(cli, "load_pipeline", lambda model, device: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "load_pipeline", lambda *args: pytest.fail("a model was loaded"))
     before = sorted(tmp_path.rglob("*"))
     assert generate(*arguments) == 2
     printed = capsys.readouterr()
@@ -197,7 +207,7 @@ def test_unknown_hub_ids_are_told_apart(pipe, capsys, monkeypatch):
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_no_such_device(device):
     with pytest.raises(ValueError, match=f"--device {device}"):
-        cli.load_pipeline("never looked at", device)
+        command.load_pipeline("never looked at", device, None)
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif"])
@@ -213,6 +223,107 @@ def test_the_bundled_model_draws_the_same_sticker_again(tmp_path, suffix):
     np.testing.assert_array_equal(frames[0][..., 3], 255)  # the given frame, as it was given
     tolerance = 4 if suffix == "gif" else 0  # a GIF's palette rounds
     assert np.abs(frames[0][..., :3].astype(int) - (255, 0, 0)).max() <= tolerance
+
+
+def test_several_prompts_and_seeds_fill_a_folder(pipe, capsys):
+    Path("prompts.txt").write_text("# animals\n\na red dog!\n  a cat \n", encoding="utf-8")
+    arguments = ["a bird", "--prompts-file", "prompts.txt", "--num", "2", "--seed", "5", "--output", "new", "--json"]
+    assert generate(*arguments, "--negative", "blur", "--size", "64") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [(result["prompt"], result["seed"]) for result in results] == [
+        (prompt, seed) for prompt in ("a bird", "a red dog!", "a cat") for seed in (5, 6)
+    ]
+    assert {path.name for path in Path("new").glob("*.webp")} == {
+        f"{name}-{seed}.webp" for name in ("a-bird", "a-red-dog", "a-cat") for seed in (5, 6)
+    }
+    assert (pipe.arguments["height"], pipe.arguments["negative_prompt"]) == (64, "blur")
+    assert json.loads(Path("new/a-cat-6.webp.json").read_text())["negative_prompt"] == "blur"
+
+
+def test_a_sticker_for_a_platform_keeps_its_rules(pipe, capsys):
+    assert generate("a dog", "--platform", "discord-emoji", "--output", "dog.webp") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "dog.webp\n" and "128x128" in printed.err
+    assert json.loads(Path("dog.webp.json").read_text())["platform"] == "discord-emoji"
+    assert run("check", "dog.webp", "--platform", "discord-emoji") == 0
+    assert run("check", "dog.webp", "--platform", "slack") == 1
+    assert "Slack emoji:\n  format: " in capsys.readouterr().out
+
+
+def run(*arguments: str) -> int:
+    """The exit code of any command, whichever way it is given."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture
+def sticker(monkeypatch, tmp_path) -> Path:
+    """A moving square of 32 pixels, 60 frames of 1/60 s, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    frames = []
+    for index in range(60):
+        frame = Image.new("RGBA", (32, 32))
+        frame.paste((255, 0, 0, 255), (index % 24, 4, index % 24 + 8, 20))
+        frames.append(frame)
+    times = [17, 17, 16] * 20
+    frames[0].save("square.webp", save_all=True, append_images=frames[1:], duration=times, lossless=True)
+    return tmp_path / "square.webp"
+
+
+def test_a_file_is_exported_checked_and_shown(sticker, capsys):
+    assert run("export", "square.webp", "--platform", "telegram-emoji") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "square-telegram-emoji.webm\n" and "100x100, 30 frames, 1 s" in printed.err
+    assert run("check", "square-telegram-emoji.webm", "--platform", "telegram-emoji") == 0
+    assert run("export", "square.webp", "--platform", "slack", "--output", "out", "--json") == 0
+    (result,) = json.loads(capsys.readouterr().out.split("fine\n")[-1])
+    assert (result["path"], result["platform"], result["seconds"]) == ("out/square.gif", "slack", 1.0)
+    assert run("preview", "square.webp", "--output", "sheet.png", "--size", "16") == 0
+    with Image.open("sheet.png") as sheet:
+        assert sheet.mode == "RGB" and sheet.getpixel((13, 18)) == (225, 225, 225)  # the checkerboard
+
+
+def test_platforms_are_listed(capsys):
+    assert run("platforms") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 13 and lines[1].startswith("whatsapp")
+    assert run("platforms", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["line"]["sources"][0][2] == "official"
+
+
+def test_a_pack_is_built_of_good_stickers_only(sticker, capsys):
+    Path("set").mkdir()
+    for number in range(3):
+        assert run("export", "square.webp", "--platform", "signal", "--output", f"set/{number}.png") == 0
+    assert run("pack", "set", "--platform", "signal", "--title", "Squares", "--output", "squares") == 0
+    assert len(list(Path("squares").glob("*.png"))) >= 3
+    assert run("pack", "set", "--platform", "whatsapp") == 2
+    assert "0.png" in capsys.readouterr().err and not Path("set-whatsapp").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["export", "nothing.webp", "--platform", "slack"], "there is no file 'nothing.webp'"),
+        (["export", "square.webp"], "required: --platform"),
+        (["export", "square.webp", "--platform", "all", "--output", "x.gif"], "one file, but there will be several"),
+        (["export", "notes.png", "--platform", "slack"], "notes.png"),
+        (["export", "square.webp", "--platform", "slack", "--cover", "99"], "`cover` must be"),
+        (["check", "nothing.webp", "--platform", "slack"], "there is no file"),
+        (["preview", "notes.png"], "notes.png"),
+        (["pack", "square.webp", "--platform", "line"], "there is no folder"),
+        (["pack", ".", "--platform", "twitch"], "invalid choice: 'twitch'"),
+    ],
+)
+def test_wrong_files_are_refused_in_one_line(sticker, capsys, arguments, message):
+    Path("notes.png").write_text("no picture")
+    before = sorted(sticker.parent.rglob("*"))
+    assert run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert sorted(sticker.parent.rglob("*")) == before
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from example_scripts import load_example
 from tiny_models import TINY_UNET
 
 from rdtf_diffusers import checkpoints, cli
+from rdtf_diffusers.commands import generate
 from rdtf_diffusers.training import PRESETS
 
 
@@ -53,7 +54,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     quick = checkpoints.generation_settings(checkpoints.demo_checkpoint()) | {"num_inference_steps": 2}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoints, "generation_settings", lambda model: quick)
-    monkeypatch.setattr(cli, "generation_settings", lambda model: quick)
+    monkeypatch.setattr(generate, "generation_settings", lambda model: quick)
     return tmp_path
 
 

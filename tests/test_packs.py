@@ -71,7 +71,7 @@ def test_line(folder, tmp_path):
         assert sorted(pack.namelist()) == sorted(report.files) and pack.testzip() is None
         main, tab = describe(pack.read("main.png")), describe(pack.read("tab.png"))
         tab_picture = Image.open(io.BytesIO(pack.read("tab.png")))
-    assert (main.width, main.height, main.plays, len(main.durations), sum(main.durations)) == (240, 240, 2, 8, 1000)
+    assert (main.width, main.height, main.plays, len(main.durations), sum(main.durations)) == (240, 240, 4, 8, 1000)
     assert (tab.width, tab.height, len(tab.durations)) == (96, 74, 1)
     assert tab_picture.getchannel("A").getextrema() == (0, 255)
 

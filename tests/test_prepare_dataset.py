@@ -16,7 +16,8 @@ from example_scripts import EXAMPLES, load_example
 
 from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
-from rdtf_diffusers.data.latents import LatentClips, Preparation, read_dropped, shard_path, write_whole
+from rdtf_diffusers.data.latents import LatentClips, Preparation, read_dropped, shard_path
+from rdtf_diffusers.utils.files import write_whole
 
 
 @pytest.fixture(scope="module")

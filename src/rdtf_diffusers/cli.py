@@ -1,27 +1,24 @@
 """The command line: `rdtf-diffusers generate "a dog jumping" --image dog.png --output dog.webp`.
 
-What can be checked without a model is checked before one is loaded. User errors end with one line and exit code 2.
-torch and diffusers are imported by the commands that need them, so that `--help` answers at once.
+Arguments are read and checked here; what a command does stands in `commands/`, which is imported when it runs, so that
+`--help` answers at once. User errors end with one line and exit code 2.
 """
 
 import argparse
 import os
 import re
-import secrets
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from . import __version__
-from .checkpoints import SETTINGS, demo_checkpoint, generation_settings
-
-
-if TYPE_CHECKING:
-    from .pipelines.pipeline_sticker_generation import StickerGenerationPipeline
+from .stickers.platforms import PLATFORMS
 
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+SUFFIXES = (".webp", ".gif", ".png", ".apng", ".webm")
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,15 +44,6 @@ def number(kind: type[int] | type[float], low: float, high: float) -> Callable[[
     return parse
 
 
-def output_path(text: str) -> Path:
-    """A place where a sticker can be written, in a format that its suffix names."""
-    from .stickers.encode import FORMATS
-
-    if Path(text).suffix.lower() not in FORMATS:
-        raise argparse.ArgumentTypeError(f"must end in one of {', '.join(FORMATS)}, not {text!r}")
-    return writable_path(text)
-
-
 def writable_path(text: str) -> Path:
     """A place where a file can be written."""
     path = Path(text)
@@ -64,6 +52,43 @@ def writable_path(text: str) -> Path:
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
     return path
+
+
+def readable_file(text: str) -> Path:
+    """A file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return Path(text)
+
+
+def readable_folder(text: str) -> Path:
+    """A folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
+    return Path(text)
+
+
+def file_or_folder(text: str) -> Path:
+    """A file that can be written, where the name has a sticker's suffix; a folder, to be made, where it has none."""
+    path = Path(text)
+    if path.is_dir():
+        return path
+    if path.suffix and path.suffix.lower() not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"must end in one of {', '.join(SUFFIXES)}, or be a folder, not {text!r}")
+    if path.suffix:
+        return writable_path(text)
+    if path.exists() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there can be no folder {text!r}")
+    return path
+
+
+def cover(text: str) -> str | int:
+    """ "auto", "first" or the number of a frame."""
+    if text in ("auto", "first"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be auto, first or the number of a frame, not {text!r}")
+    return int(text)
 
 
 def model_source(text: str) -> str:
@@ -92,141 +117,11 @@ def data_source(text: str) -> str:
 
 
 def keyframe(text: str) -> tuple[int, str]:
-    """INDEX=FILE as the frame's index, from 0, and the file."""
-    index, _, file = text.partition("=")
+    """FILE@INDEX as the frame's index, from 0, and the file."""
+    file, _, index = text.rpartition("@")
     if not index.isdecimal() or not file:
-        raise argparse.ArgumentTypeError(f"must be INDEX=FILE, the first frame being 0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be FILE@INDEX, the first frame being 0, not {text!r}")
     return int(index), file
-
-
-def known_frames(args: argparse.Namespace) -> list | None:
-    """The given pictures (RGBA, PIL) at their places and None elsewhere; None where no picture is given.
-
-    Raises:
-        ValueError: if there is neither a prompt nor a picture, a place is outside the sticker or given twice, or a
-            file is no picture.
-    """
-    places = [*args.keyframe, *([] if args.image is None else [(0, args.image)])]
-    if not places and not args.prompt:
-        raise ValueError("give a prompt, a picture (--image FILE), or both")
-    indices = [index for index, _ in places]
-    for index, file in places:
-        if index >= args.frames:
-            raise ValueError(f"{file!r} is for frame {index}, but the sticker's frames are 0 to {args.frames - 1}")
-        if indices.count(index) > 1:
-            raise ValueError(f"frame {index} is given {indices.count(index)} times")
-        if not Path(file).is_file():
-            raise ValueError(f"there is no file {file!r}")
-    if not places:
-        return None
-    from PIL import Image
-
-    from .data.animation import read_animation
-
-    pictures = {index: Image.fromarray(read_animation(file).frames[0]) for index, file in places}
-    return [pictures.get(index) for index in range(args.frames)]
-
-
-def check_hub_id(model: str) -> None:
-    """Asks the Hub, or the local cache, for a checkpoint before anything heavy is imported.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    from huggingface_hub import hf_hub_download, logging
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    logging.set_verbosity_error()
-    try:
-        hf_hub_download(model, "model_index.json")
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"--model {model}: no such folder, not cached, and the Hub cannot be reached") from error
-    except EntryNotFoundError as error:
-        raise ValueError(f"--model {model}: the repository holds no model_index.json") from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(f"--model {model}: no such folder, and no such (public) repository on the Hub") from error
-
-
-def load_pipeline(model: str, device: str | None) -> "StickerGenerationPipeline":
-    """The pipeline of a checkpoint on a device, by default the machine's accelerator if it has one.
-
-    Raises:
-        ValueError: if this machine has no such device, or the checkpoint cannot be loaded.
-        OSError: if the checkpoint cannot be found or read.
-    """
-    import torch
-
-    try:
-        device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):  # before the imports that they would report
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    from .pipelines.pipeline_sticker_generation import StickerGenerationPipeline
-
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    pipe = StickerGenerationPipeline.from_pretrained(model, dtype=dtype).to(device)
-    pipe.set_progress_bar_config(disable=None, leave=False)  # shown only where stderr is a terminal
-    return pipe
-
-
-def generate(args: argparse.Namespace) -> int:
-    """Makes one sticker, saves it, and prints where it is."""
-    frames = known_frames(args)
-    model = args.model or demo_checkpoint()
-    if not Path(model).is_dir():
-        check_hub_id(model)
-    settings = generation_settings(model)
-    settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-    seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    pipe = load_pipeline(model, args.device)
-    print(f"model {model}, seed {seed}", file=sys.stderr)
-    import torch
-
-    from .stickers.encode import save_sticker
-
-    sticker = pipe(
-        prompt=args.prompt or None,
-        frames=frames,
-        num_frames=args.frames,
-        loop=args.loop,
-        generator=torch.Generator().manual_seed(seed),  # on the CPU: the same noise on every device
-        **settings,
-    ).frames[0]
-    metadata = {"software": f"rdtf_diffusers {__version__}", "model": Path(model).name, "prompt": args.prompt}
-    metadata |= {"seed": seed, "loop": args.loop, **settings}
-    save_sticker(sticker, args.output, fps=args.fps, metadata=metadata if args.metadata else None)
-    print(args.output)
-    return 0
-
-
-def check_data(args: argparse.Namespace) -> int:
-    """Reads every file of a data set and prints what was found; 1 if there are files that cannot be read."""
-    try:
-        from huggingface_hub import logging
-
-        from .data.latents import write_whole
-        from .data.report import check
-        from .data.rows import load_rows
-
-        logging.set_verbosity_error()
-        rows = load_rows(args.data, args.caption_column, args.image_column, args.split)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}; it comes with pip install 'rdtf_diffusers[train]'") from error
-    if args.limit is not None:
-        rows = rows.select(range(min(args.limit, len(rows))))
-    report = check(args.data, rows, workers=args.workers)
-    files = {args.json: report.json, args.html: report.html}
-    contents = {path: render(rows) for path, render in files.items() if path is not None}  # all, before any is written
-    for path, content in contents.items():
-        write_whole(path, content.encode())
-    print(report.text())
-    return 1 if report.bad else 0
 
 
 def build_parser() -> Parser:
@@ -235,8 +130,41 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_generate(commands)
+    add_export(commands)
+    add_check(commands)
+    add_pack(commands)
+    add_preview(commands)
+    add_platforms(commands)
     add_check_data(commands)
     return parser
+
+
+def add_platform(parser: Parser, required: bool, choices: Sequence[str] = (*PLATFORMS, "all")) -> None:
+    parser.add_argument(
+        "--platform",
+        choices=choices,
+        metavar="KEY",
+        required=required,
+        help=f"one of {', '.join(choices)}; `rdtf-diffusers platforms` says what each wants",
+    )
+
+
+def add_fitting(parser: Parser) -> None:
+    """How a clip may be changed for a platform."""
+    group = parser.add_argument_group("fitting a platform")
+    group.add_argument(
+        "--time",
+        choices=["trim", "speed", "refuse"],
+        default="trim",
+        help="what happens to a clip that is too long: cut at a frame (default), played faster, or refused",
+    )
+    group.add_argument(
+        "--cover",
+        metavar="auto|first|N",
+        type=cover,
+        default="auto",
+        help="the frame that a platform shows as a still; the loop is turned so that it comes first",
+    )
 
 
 def add_generate(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -247,35 +175,58 @@ def add_generate(commands: "argparse._SubParsersAction[Parser]") -> None:
         description="Makes an animated sticker from a prompt, a picture, or both. The small model that comes with the "
         "package draws it, offline, unless --model names another.",
     )
-    make.set_defaults(run=generate)
-    make.add_argument("prompt", nargs="?", default="", type=str.strip, help="what the sticker shows, and how it moves")
+    make.set_defaults(run="generate.generate")
+    make.add_argument(
+        "prompt",
+        nargs="*",
+        default=[],
+        type=str.strip,
+        help="what a sticker shows, and how it moves; one sticker each",
+    )
+    make.add_argument(
+        "--prompts-file", metavar="FILE", type=readable_file, help="more prompts, one a line; # begins a comment"
+    )
     make.add_argument("--image", metavar="FILE", help="the picture that becomes the first frame")
     make.add_argument(
-        "--keyframe",
-        metavar="INDEX=FILE",
+        "--keyframes",
+        metavar="FILE@INDEX",
         type=keyframe,
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
-        help="a picture for any frame, the first being 0; may be repeated",
+        help="pictures for any frames, the first being 0",
     )
     make.add_argument(
         "--output",
-        metavar="FILE",
-        type=output_path,
+        metavar="FILE|FOLDER",
+        type=file_or_folder,
         default="sticker.webp",
-        help="%(default)s unless given; .webp (lossless), .gif or .png/.apng",
+        help="%(default)s unless given; a file's suffix (.webp lossless, .gif, .png/.apng) says its format, and for "
+        "several stickers a folder is made",
     )
+    add_platform(make, required=False)
     make.add_argument("--frames", type=number(int, 1, 1000), default=8, help="how many frames (default: %(default)s)")
     make.add_argument("--fps", type=number(float, 0.1, 50), default=8.0, help="frames per second (default: 8)")
     make.add_argument("--loop", action="store_true", help="let the last frame lead back to the first")
     make.add_argument("--seed", type=number(int, 0, 2**63 - 1), help="repeat a sticker exactly (default: random)")
     make.add_argument(
+        "--num", metavar="N", type=number(int, 1, 10_000), default=1, help="stickers of each prompt, seed by seed"
+    )
+    make.add_argument("--negative", metavar="TEXT", help="what a sticker must not show")
+    make.add_argument("--size", metavar="PIXELS", type=number(int, 8, 4096), help="to draw at (default: the model's)")
+    make.add_argument(
         "--model", metavar="ID|FOLDER", type=model_source, help="a checkpoint (default: the bundled one)"
     )
     make.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: the machine's accelerator)")
+    make.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: float16 on CUDA")
     make.add_argument(
-        "--no-metadata", dest="metadata", action="store_false", help="keep prompt and settings to yourself"
+        "--no-metadata",
+        dest="metadata",
+        action="store_false",
+        help="leave prompt, seed and settings out of the file, and write no FILE.json beside it",
     )
+    make.add_argument("--json", action="store_true", help="print what was written for programs")
+    add_fitting(make)
     tuning = make.add_argument_group("drawing", "the defaults are the checkpoint's own (generation.json)")
     tuning.add_argument(
         "--steps", dest="num_inference_steps", metavar="N", type=number(int, 1, 1000), help="denoising steps"
@@ -287,6 +238,74 @@ def add_generate(commands: "argparse._SubParsersAction[Parser]") -> None:
     tuning.add_argument("--eta", metavar="X", type=number(float, 0, 1), help="share of fresh noise in each step")
 
 
+def add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """`export` and its options."""
+    fit = commands.add_parser(
+        "export",
+        help="fit an animation to a platform's rules",
+        description="Writes a GIF, WebP, APNG, WebM or TGS animation as a platform wants it: format, pixels, bytes, "
+        "time and loops. Its speed is never changed silently.",
+    )
+    fit.set_defaults(run="export.export")
+    fit.add_argument("file", metavar="FILE", type=readable_file, help="an animation")
+    add_platform(fit, required=True)
+    fit.add_argument(
+        "--output",
+        metavar="FILE|FOLDER",
+        type=file_or_folder,
+        help="a file, or a folder that is made (default: beside FILE, with the platform in its name)",
+    )
+    fit.add_argument("--json", action="store_true", help="print what was written for programs")
+    add_fitting(fit)
+
+
+def add_check(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """`check` and its options."""
+    look = commands.add_parser(
+        "check",
+        help="say which of a platform's rules a file breaks",
+        description="Reads a sticker file anew and names every rule of the platform that it breaks; the exit code is "
+        "1 if there are any.",
+    )
+    look.set_defaults(run="export.check")
+    look.add_argument("file", metavar="FILE", type=readable_file)
+    add_platform(look, required=True)
+    look.add_argument("--json", action="store_true", help="print the result for programs")
+
+
+def add_pack(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """`pack` and its options."""
+    build = commands.add_parser(
+        "pack",
+        help="build a set of stickers for a platform",
+        description="Builds a sticker set of a folder's exported stickers: numbered files, the pictures that stand "
+        "for the set, and what describes it. Where stickers break the platform's rules, they are named and nothing is "
+        "written.",
+    )
+    build.set_defaults(run="export.pack")
+    build.add_argument("folder", metavar="FOLDER", type=readable_folder)
+    add_platform(build, required=True, choices=("whatsapp", "telegram", "line", "signal"))
+    build.add_argument("--output", metavar="PATH", type=Path, help="default: beside FOLDER")
+    build.add_argument("--title", help="default: the name of the output")
+    build.add_argument("--author", default="anonymous")
+
+
+def add_preview(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """`preview` and its options."""
+    show = commands.add_parser("preview", help="show all frames of an animation in one PNG")
+    show.set_defaults(run="export.preview")
+    show.add_argument("file", metavar="FILE", type=readable_file)
+    show.add_argument("--output", metavar="PNG", type=writable_path, help="default: FILE.preview.png, suffix replaced")
+    show.add_argument("--size", metavar="PIXELS", type=number(int, 8, 2048), default=128, help="of a frame")
+
+
+def add_platforms(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """`platforms` and its options."""
+    table = commands.add_parser("platforms", help="print what every platform wants")
+    table.set_defaults(run="export.platforms")
+    table.add_argument("--json", action="store_true", help="with sources, for programs")
+
+
 def add_check_data(commands: "argparse._SubParsersAction[Parser]") -> None:
     """`check-data` and its options."""
     look = commands.add_parser(
@@ -295,7 +314,7 @@ def add_check_data(commands: "argparse._SubParsersAction[Parser]") -> None:
         description="Reads every file of a data set and prints counts, times, sizes, copies, and what the default "
         "filters would drop. Files that cannot be read are named, and the exit code is 1 if there are any.",
     )
-    look.set_defaults(run=check_data)
+    look.set_defaults(run="data.check_data")
     look.add_argument(
         "data", metavar="PATH", type=data_source, help="a folder, a JSONL or tar file, or a data set's id on the Hub"
     )
@@ -319,14 +338,15 @@ def add_check_data(commands: "argparse._SubParsersAction[Parser]") -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (by default the process's) and returns its exit code.
 
-    0 is success, 1 a data set with bad files, 2 a user error and 130 Ctrl-C.
+    0 is success, 1 a file that breaks rules or data with bad files, 2 a user error and 130 Ctrl-C.
 
     Raises:
         SystemExit: after `--help` and `--version`, and with code 2 if the arguments cannot be understood.
     """
     args = build_parser().parse_args(argv)
+    module, _, function = args.run.partition(".")
     try:
-        return args.run(args)
+        return getattr(import_module(f".commands.{module}", __package__), function)(args)
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130

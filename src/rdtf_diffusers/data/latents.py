@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch.utils.data import Dataset
 
+from ..utils.files import write_whole
 from .dataset import draw_rows, sample_generator
 
 
@@ -130,19 +131,6 @@ class Preparation:
         if set(values) != names:
             raise ValueError(f"{file}: written by another version; it lacks or adds {sorted(names ^ set(values))}.")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-
-
-def write_whole(file: Path, data: bytes | memoryview) -> None:
-    """Write a file that is there, and on the disk, as a whole or not at all."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -9,13 +9,13 @@ whether a WEBM does.
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..utils.files import write_whole
 from .apng import write_apng
 from .gif import encode_gif
 from .webm import encode_webm
@@ -185,10 +185,5 @@ def save_sticker(
     """
     path = Path(path)
     data = encode(frames, sticker_format(path), fps=fps, durations=durations, metadata=metadata)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, data)
     return path

@@ -1,0 +1,1 @@
+"""What the commands of `rdtf-diffusers` do; `cli.py` reads their arguments."""

@@ -1,0 +1,32 @@
+"""What a command leaves and says: sidecars of settings, names of files, the list of what was written."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..utils.files import write_whole
+
+
+def write_sidecar(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes `sticker.webp.json` beside `sticker.webp`."""
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path.with_name(f"{path.name}.json"), text.encode())
+
+
+def slug(text: str) -> str:
+    """A file name of a prompt: "A dog, jumping!" is "a-dog-jumping"."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "sticker"
+
+
+def report(results: list[dict[str, Any]], as_json: bool) -> None:
+    """Prints the results for programs, or one path a line; what was changed on the way goes to stderr."""
+    if as_json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+        return
+    for result in results:
+        print(result["path"])
+        for note in result.get("notes", ()):
+            print(f"{result['path']}: {note}", file=sys.stderr)

@@ -1,0 +1,204 @@
+"""A clip in few colours: one palette for all frames, and dithering that stands still.
+
+    indices, palette = quantise(clip, 64, dither=2.5)  # (F, H, W) and (K, 4), both uint8
+
+Colours are compared as they look over black and over white together, in luma and chroma. The palette divides the
+clip's colours where they spread most and then moves by k-means; a colour that fills most of its cluster keeps its
+exact value, so that flat art stays exact. Dithering mixes two entries of the palette by a threshold pattern that is
+fixed in space: it does not crawl from frame to frame. It touches neither texture nor colours that the palette holds.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+
+MOST_COLOURS = 1 << 14  # distinct colours that are told apart; of more, those of a small cell count as one
+ROUNDS = 4  # of k-means
+SMOOTH = 1.5  # levels of 255 from the mean around a pixel: above it, texture hides bands, and nothing is dithered
+NEIGHBOURS = 8  # entries of the palette that a colour may be mixed from
+NOISE_PRICE = 0.25  # how much of the contrast between the two entries of a mixture counts as error
+# Premultiplied R, G, B and alpha to: luma and chroma (as in JPEG) of the mean of "over black" and "over white", and
+# half the difference of the two. Distances are those over both backgrounds; luma weighs most.
+LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]])
+TO_FEATURES = np.zeros((4, 4), np.float32)
+TO_FEATURES[:3, :3] = LUMA_CHROMA
+TO_FEATURES[0, 3], TO_FEATURES[3, 3] = -0.5, 0.5
+FROM_FEATURES = np.linalg.inv(TO_FEATURES)
+
+
+class Colours(NamedTuple):
+    """The colours of a clip: `points` (N, 4) straight RGBA in [0, 255], `counts` (N,) of their pixels, and for each
+    pixel (F, H, W) in `inverse` which point it is."""
+
+    points: np.ndarray
+    counts: np.ndarray
+    inverse: np.ndarray
+
+
+def count_colours(clip: np.ndarray) -> Colours:
+    """The colours of a clip (F, H, W, 4), straight RGBA uint8; everything invisible is one colour."""
+    packed = np.where(clip[..., 3] > 0, np.ascontiguousarray(clip).view("<u4")[..., 0], np.uint32(0))
+    opaque = np.where(clip[..., 3] == 255, np.uint32(0xFF000000), np.uint32(0))  # stays opaque in its cell
+    for dropped_bits in range(8):
+        cells = packed & np.uint32(0x01010101 * (0x100 - (1 << dropped_bits))) | opaque
+        codes = np.unique(cells)
+        if len(codes) <= MOST_COLOURS:
+            break
+    inverse = np.searchsorted(codes, cells)
+    counts = np.bincount(inverse.ravel())
+    if not dropped_bits:
+        return Colours(codes.view(np.uint8).reshape(-1, 4).astype(np.float32), counts, inverse)
+    sums = [np.bincount(inverse.ravel(), clip[..., channel].ravel()) for channel in range(4)]
+    return Colours((np.stack(sums, axis=1) / counts[:, None]).astype(np.float32), counts, inverse)
+
+
+def to_features(points: np.ndarray) -> np.ndarray:
+    """Straight RGBA (N, 4) as points whose distances are differences over black and over white."""
+    points = points.astype(np.float32)
+    alpha = points[:, 3:]
+    return np.concatenate([points[:, :3] * alpha / 255, alpha], axis=1) @ TO_FEATURES.T
+
+
+def to_straight(features: np.ndarray) -> np.ndarray:
+    """The straight RGBA (N, 4) uint8 of such points; nearly opaque and nearly invisible become so."""
+    premultiplied = features @ FROM_FEATURES.T
+    alpha = premultiplied[:, 3:]
+    alpha = np.where(alpha > 252, 255, np.where(alpha < 3, 0, alpha))
+    colour = np.where(alpha > 0, premultiplied[:, :3] * 255 / np.maximum(alpha, 1), 0)
+    return np.clip(np.rint(np.concatenate([colour, alpha], axis=1)), 0, 255).astype(np.uint8)
+
+
+def divide(features: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
+    """The centres (at most `number`, 4) of a clip's colours, divided again and again where the error is largest.
+
+    Each division is at the mean, across the axis along which that part of the colours spreads most.
+    """
+
+    def measure(members: np.ndarray) -> tuple[float, int, float, np.ndarray]:
+        weights = counts[members]
+        mean = np.average(features[members], axis=0, weights=weights)
+        spread = weights @ (features[members] - mean) ** 2
+        axis = int(spread.argmax())
+        return float(spread.sum()), axis, float(mean[axis]), mean
+
+    parts = [np.arange(len(features))]
+    measures = [measure(parts[0])]
+    while len(parts) < number:
+        worst = max(range(len(parts)), key=lambda part: measures[part][0])
+        error, axis, threshold, _ = measures[worst]
+        members = parts[worst]
+        above = features[members, axis] > threshold
+        if error <= 0 or not 0 < above.sum() < len(members):
+            break  # nothing left to tell apart
+        parts[worst], rest = members[above], members[~above]
+        parts.append(rest)
+        measures[worst] = measure(parts[worst])
+        measures.append(measure(rest))
+    return np.stack([mean for *_, mean in measures]).astype(np.float32)
+
+
+def squared_distances(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(N, K), but for |features|^2, which is the same for all centres."""
+    return (centres**2).sum(axis=1) - 2 * (features @ centres.T)
+
+
+def cluster(points: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
+    """A palette (at most `number`, 4) of straight RGBA uint8 for colours that occur `counts` times.
+
+    A colour that makes up most of its cluster stands for it exactly.
+    """
+    if len(points) <= number:  # also if there is none
+        return np.rint(points).astype(np.uint8)
+    features = to_features(points)
+    centres = divide(features, counts, number)
+    for _ in range(ROUNDS):
+        nearest = squared_distances(features, centres).argmin(axis=1)
+        sizes = np.bincount(nearest, counts, len(centres))
+        sums = [np.bincount(nearest, counts * column, len(centres)) for column in features.T]
+        means = np.stack(sums, axis=1) / np.maximum(sizes, 1)[:, None]
+        centres = np.where(sizes[:, None] > 0, means, centres).astype(np.float32)
+    palette = to_straight(centres)
+    dominant = np.flatnonzero(counts > sizes[nearest] / 2)
+    palette[nearest[dominant]] = np.rint(points[dominant])
+    return np.unique(palette, axis=0)
+
+
+def thresholds(height: int, width: int) -> np.ndarray:
+    """Thresholds in (0, 1) for an (H, W) picture: Bayer's 8 x 8 pattern, which compresses well."""
+    pattern = np.zeros((1, 1))
+    for _ in range(3):
+        pattern = np.block([[4 * pattern, 4 * pattern + 2], [4 * pattern + 3, 4 * pattern + 1]])
+    tiles = np.tile((pattern + 0.5) / 64, (-(-height // 8), -(-width // 8)))
+    return tiles[:height, :width].astype(np.float32)
+
+
+def smooth(clip: np.ndarray) -> np.ndarray:
+    """Where (F, H, W) every channel of a clip (F, H, W, 4) is near the mean of the 5 x 5 pixels around it.
+
+    So it is in any even gradient, where bands would be seen, and it is not in texture and at edges.
+    """
+    height, width = clip.shape[1:3]
+    padded = np.pad(clip, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge").astype(np.int16)
+    rows = sum(padded[:, y : y + height] for y in range(5))
+    total = sum(rows[:, :, x : x + width] for x in range(5))
+    return (np.abs(total - 25 * clip.astype(np.int16)) <= 25 * SMOOTH).all(axis=3)
+
+
+def mixtures(points: np.ndarray, palette: np.ndarray, visible: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each colour the two entries of the palette to mix, and the share of the second, at most one half.
+
+    The first is the nearest entry. The second is the one whose mixture comes closest to the colour, where contrast
+    within the mixture, which is seen as noise, counts as error too. Errors of up to `visible` levels stay.
+    """
+    features, entries = to_features(points), to_features(palette)
+    distances = squared_distances(features, entries)
+    count = min(NEIGHBOURS, len(palette))
+    near = np.argpartition(distances, count - 1, axis=1)[:, :count]
+    first = distances.argmin(axis=1)
+    gap = features - entries[first]  # (N, 4)
+    step = entries[near] - entries[first][:, None]  # (N, neighbours, 4)
+    contrast = np.maximum((step**2).sum(axis=2), 1e-6)
+    share = np.clip(np.einsum("nc,nkc->nk", gap, step) / contrast, 0, 0.5)
+    error = ((gap[:, None] - share[..., None] * step) ** 2).sum(axis=2) + NOISE_PRICE * share * (1 - share) * contrast
+    best = error.argmin(axis=1)[:, None]
+    second = np.take_along_axis(near, best, axis=1)[:, 0]
+    share = np.take_along_axis(share, best, axis=1)[:, 0]
+    return first, second, np.where((gap**2).sum(axis=1) > visible**2, share, 0)
+
+
+def quantise(clip: np.ndarray, number: int, *, dither: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
+    """A clip (F, H, W, 4), straight RGBA uint8, in at most `number` visible colours.
+
+    Colours that are off by more than `dither` levels of 255 are dithered where the clip is smooth.
+
+    Returns:
+        indices (F, H, W) uint8 and the palette (K, 4), straight RGBA uint8; its last entry is (0, 0, 0, 0) in addition
+        to the `number`, if anything in the clip is invisible. Colours that fit are kept exactly.
+    """
+    points, counts, inverse = count_colours(clip)
+    hidden = points[:, 3] == 0
+    palette = cluster(points[~hidden], counts[~hidden], number)
+    if hidden.any():
+        palette = np.concatenate([palette, np.zeros((1, 4), np.uint8)])
+    visible = palette[: len(palette) - hidden.any()]
+    first = np.full(len(points), len(visible), np.uint8)
+    if not len(visible):
+        return first[inverse], palette
+    if dither == math.inf:
+        first[~hidden] = squared_distances(to_features(points[~hidden]), to_features(visible)).argmin(axis=1)
+        return first[inverse], palette
+    second, share = first.copy(), np.zeros(len(points), np.float32)
+    first[~hidden], second[~hidden], share[~hidden] = mixtures(points[~hidden], visible, dither)
+    mixed = smooth(clip) & (share[inverse] > thresholds(*inverse.shape[1:]))
+    return np.where(mixed, second[inverse], first[inverse]), palette
+
+
+def squared_error(clip: np.ndarray, other: np.ndarray) -> float:
+    """How much two clips (F, H, W, 4), straight RGBA uint8, differ over black and white: the mean over the pixels."""
+    total = 0.0
+    for frame, rest in zip(clip, other):
+        difference = to_features(frame.reshape(-1, 4)) - to_features(rest.reshape(-1, 4))
+        total += float(np.einsum("nc,nc->", difference, difference))
+    return total / (clip.size / 4)

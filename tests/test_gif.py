@@ -1,0 +1,139 @@
+"""Palettes, dithering and edges of GIF and APNG files; transparency and times of WEBM."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from rdtf_diffusers.data.animation import read_animation
+from rdtf_diffusers.stickers.apng import changed_box, coarsen, write_apng
+from rdtf_diffusers.stickers.encode import encode
+from rdtf_diffusers.stickers.gif import encode_gif, harden
+from rdtf_diffusers.stickers.palette import cluster, quantise, squared_error, thresholds
+from rdtf_diffusers.stickers.webm import bleed
+
+
+def read_back(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as file:
+        return np.stack([np.asarray(frame.convert("RGBA")) for frame in ImageSequence.Iterator(file)])
+
+
+def disc(size: int = 48, colour=(230, 60, 20)) -> np.ndarray:
+    """A soft-edged disc over nothing, (H, W, 4) uint8."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    alpha = np.clip(size / 3 - np.hypot(x, y) + 0.5, 0, 1)
+    return np.concatenate([np.broadcast_to(colour, (size, size, 3)), 255 * alpha[..., None]], axis=2).astype(np.uint8)
+
+
+def gradient(size: int = 64) -> np.ndarray:
+    """A moving gradient of many colours, (4, H, W, 4) uint8."""
+    y, x = np.mgrid[:size, :size] / size
+    frames = [np.stack([x, (y + shift) / 2, 1 - x * y, np.ones_like(x)], axis=2) for shift in (0, 0.3, 0.6, 0.9)]
+    return np.rint(255 * np.stack(frames)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("background", [0, 255, (0, 200, 80)])
+def test_gif_edges_have_the_colour_of_the_picture_over_any_background(background):
+    frame = read_back(encode_gif(disc()[None], [100]))[0]
+    solid = frame[..., 3] == 255
+    assert set(np.unique(frame[..., 3])) == {0, 255}
+    over = np.where(solid[..., None], frame[..., :3], background)
+    np.testing.assert_array_equal(over[solid], np.broadcast_to((230, 60, 20), over[solid].shape))
+
+
+def test_flat_art_is_exact_and_never_dithered():
+    clip = np.stack([disc(), np.roll(disc(), 5, axis=1)])
+    np.testing.assert_array_equal(read_back(encode_gif(clip, [100, 100])), harden(clip))
+    noise = np.random.default_rng(0).integers(0, 256, clip.shape, np.uint8)
+    noise[:, :24] = (12, 200, 99, 255)  # as flat as half of a picture full of other colours
+    noise[..., 3] = 255
+    indices, palette = quantise(noise, 16, dither=0)
+    assert (palette[indices][:, :24] == (12, 200, 99, 255)).all()
+
+
+def test_palette_is_closer_than_median_cut():
+    clip = gradient()
+    indices, palette = quantise(clip, 64)
+    tall = Image.fromarray(clip[..., :3].reshape(-1, 64, 3))
+    reduced = tall.quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGBA")
+    assert squared_error(clip, palette[indices]) < 0.8 * squared_error(clip, np.asarray(reduced).reshape(clip.shape))
+
+
+def test_dithering_removes_bands_and_stands_still():
+    x = np.linspace(0, 255, 256)
+    ramp = np.broadcast_to(x[None, None, :, None], (2, 64, 256, 4)).astype(np.uint8).copy()
+    ramp[..., 3] = 255
+    errors = {}
+    for dither in (math.inf, 2.5):
+        indices, palette = quantise(ramp, 8, dither=dither)
+        shown = palette[indices].astype(float)
+        np.testing.assert_array_equal(shown[0], shown[1])
+        blocks = (shown - ramp)[0, :, :, 0].reshape(8, 8, 32, 8).mean(axis=(1, 3))  # as seen from afar
+        errors[dither] = np.sqrt((blocks**2).mean())
+    assert errors[2.5] < 0.5 * errors[math.inf]
+
+
+def test_thresholds_are_an_even_mixture():
+    pattern = thresholds(8, 8)
+    np.testing.assert_allclose(np.sort(pattern.ravel()), (np.arange(64) + 0.5) / 64)
+    np.testing.assert_array_equal(thresholds(16, 20)[8:, :8], pattern)
+
+
+def test_clusters_of_a_known_mixture():
+    rng = np.random.default_rng(0)
+    centres = np.array([[20, 30, 40, 255], [220, 30, 40, 255], [20, 230, 40, 255], [20, 30, 240, 128]])
+    points = (centres[:, None] + rng.integers(-3, 4, (4, 50, 4)) * [1, 1, 1, 0]).reshape(-1, 4).astype(np.float32)
+    palette = cluster(points, np.ones(len(points), int), 4)
+    order = [np.abs(palette.astype(int) - centre).sum(axis=1).argmin() for centre in centres]
+    assert sorted(order) == [0, 1, 2, 3]
+    assert np.abs(palette[order].astype(int) - centres).max() <= 2
+
+
+def test_apng_keeps_equal_frames_and_stores_only_what_changed():
+    clip = np.stack([disc(), disc(), disc()])
+    clip[2, 10:20, 30:33] = (1, 2, 3, 255)
+    assert changed_box(clip[0], clip[1]) == (0, 0, 1, 1)
+    assert changed_box(clip[1], clip[2]) == (30, 10, 33, 20)
+    data = write_apng(clip, [100, 50, 70], loops=3)
+    with Image.open(io.BytesIO(data)) as file:
+        assert (file.n_frames, file.info["loop"]) == (3, 3)
+    np.testing.assert_array_equal(
+        np.where(clip[..., 3:] > 0, read_back(data), 0), np.where(clip[..., 3:] > 0, clip, 0)
+    )
+
+
+def test_apng_with_a_palette_keeps_soft_edges():
+    clip = np.stack([disc(), np.roll(disc(), 3, axis=0)])
+    indices, palette = quantise(clip, 255)
+    frames = read_back(write_apng(indices, [100, 100], palette=palette))
+    np.testing.assert_array_equal(frames[..., 3], clip[..., 3])
+    np.testing.assert_array_equal(frames, np.where(clip[..., 3:] > 0, clip, 0))
+
+
+def test_coarsen_keeps_the_ends():
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(4, axis=3)
+    coarse = coarsen(values, 6)[0, ..., 0].ravel()
+    assert (coarse[0], coarse[255]) == (0, 255)
+    assert np.abs(coarse.astype(int) - np.arange(256)).max() <= 3
+
+
+def test_bleed_fills_what_is_invisible_from_nearby():
+    frame = np.zeros((9, 12, 4), np.uint8)
+    frame[:, :2] = (200, 0, 0, 255)
+    frame[:, 10:] = (0, 0, 200, 255)
+    filled = bleed(frame)
+    np.testing.assert_array_equal(filled[..., 3], frame[..., 3])
+    np.testing.assert_array_equal(filled[:, :2], frame[:, :2])
+    assert (filled[:, 2, 0] > 150).all() and (filled[:, 9, 2] > 150).all()
+
+
+def test_webm_keeps_transparency_times_and_colours(tmp_path):
+    clip = np.stack([disc(51), np.roll(disc(51), 4, axis=1), np.roll(disc(51), 8, axis=1)])
+    (tmp_path / "a.webm").write_bytes(encode(clip, "webm", durations=[100, 250, 40]))
+    animation = read_animation(tmp_path / "a.webm")
+    np.testing.assert_allclose(animation.durations, [100, 250, 40])
+    assert np.abs(animation.frames[..., 3].astype(int) - clip[..., 3]).max() <= 24
+    inside = clip[..., 3] == 255
+    assert np.abs(animation.frames[inside].astype(int) - clip[inside]).mean() < 4
