@@ -21,7 +21,7 @@ from rdtf_diffusers.training import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TRAINING = ROOT / "docs" / "training.md"
+TRAINING, STICKERS = ROOT / "docs" / "training.md", ROOT / "docs" / "stickers.md"
 INSTALLS = r'pytest|pip install -c constraints\.txt -e (\.|"\.\[(train|test|docs|space|all)\]")'
 # Where a script is given an argument twice, the last one holds.
 SMALL = {
@@ -63,7 +63,7 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, workplace):
     exec(compile("\n".join(snippets(page, "python")), page.name, "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("command", commands([page for page in PAGES if page != TRAINING]))
+@pytest.mark.parametrize("command", commands([page for page in PAGES if page not in (TRAINING, STICKERS)]))
 def test_commands(command, workplace):
     program, *arguments = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     if program == "rdtf-diffusers":
@@ -77,6 +77,15 @@ def test_commands(command, workplace):
         load_example(script.removeprefix("examples/")).parse_args(arguments[arguments.index(script) + 1 :])
     else:
         assert re.fullmatch(INSTALLS, command), f"nothing checks the command {command!r}"
+
+
+def test_sticker_commands_one_after_the_other(workplace, capsys):
+    for command in commands([STICKERS]):
+        program, *arguments = shlex.split(command)
+        code = cli.main(arguments)
+        assert program == "rdtf-diffusers" and code == 0, command
+    assert {"dog.webm", "dogs", "dog.png", "sheet.png"} <= {path.name for path in workplace.iterdir()}
+    assert "Telegram video sticker: fine" in capsys.readouterr().out
 
 
 def run_small(command: str) -> None:

@@ -172,3 +172,12 @@ def test_fitting_keeps_the_shape_with_transparent_margins_and_no_fringe():
     soft[:, 4:12, 4:12] = (250, 250, 250, 255)  # the invisible pixels are black
     grown = fit_canvas(soft, 50, 50)
     assert grown[grown[..., 3] > 8][:, :3].min() >= 245
+
+
+def test_a_clip_that_flashes_is_refused_where_flashes_are():
+    clip = np.zeros((8, 32, 32, 4), np.uint8)
+    clip[..., 3] = 255
+    clip[::2, ..., :3] = 255
+    with pytest.raises(ValueError, match="flash 4 times within a second, Twitch"):
+        encode_for(clip, "twitch", fps=8)
+    assert encode_for(clip, "twitch", fps=5)[1].seconds == pytest.approx(1.6)

@@ -9,7 +9,7 @@ and guess them. Pixels are decoded only if the file is no larger than the platfo
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, isfinite
@@ -266,8 +266,13 @@ def _relative_luminance(frame: np.ndarray, background: float) -> np.ndarray:
     return alpha * (linear[..., :3] @ np.array([0.2126, 0.7152, 0.0722], np.float32)) + (1 - alpha) * background
 
 
-def _flashes(frames: list[np.ndarray], durations: tuple[float, ...]) -> int:
-    """The most flashes in one second over black or over white, whichever has more."""
+def most_flashes(frames: Sequence[np.ndarray], durations: Sequence[float]) -> int:
+    """The most flashes in one second of frames (H, W, 4) over black or over white, whichever has more.
+
+    Args:
+        frames: straight RGBA uint8.
+        durations: how long each stands, in ms.
+    """
     counts = []
     for background in (0, 1):
         luminance = np.stack([_relative_luminance(frame, background) for frame in frames])
@@ -343,7 +348,7 @@ def _check_pixels(frames: Iterable[np.ndarray], file: StickerFile, rules: Platfo
         yield Violation("first frame", "empty", "a picture that stands for the sticker")
     if rules.transparent and not transparent:
         yield Violation("alpha", "no transparent pixel", "a transparent background")
-    if rules.max_flashes is not None and (flashes := _flashes(small, file.durations)) > rules.max_flashes:
+    if rules.max_flashes is not None and (flashes := most_flashes(small, file.durations)) > rules.max_flashes:
         yield Violation("flashes", f"{flashes} in one second", f"up to {rules.max_flashes}")
 
 

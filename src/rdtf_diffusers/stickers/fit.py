@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..data.decoders import Limits, decode
 from .apng import coarsen, write_apng
+from .check import most_flashes
 from .encode import encode_webp, exif_block, frame_durations, round_times, to_pictures
 from .gif import MOST_GIF_COLOURS, encode_gif
 from .palette import quantise, squared_error
@@ -231,11 +232,12 @@ def schedule_for(
     return at_least(schedule, platform.min_frames) if len(schedule.order) > 1 else schedule
 
 
-def check_clip(clip: np.ndarray, platform: Platform) -> None:
+def check_clip(clip: np.ndarray, durations: Sequence[float], platform: Platform) -> None:
     """Refuses what no encoding makes acceptable.
 
     Raises:
-        ValueError: for a still where the platform wants motion, and an opaque clip where it wants transparency.
+        ValueError: for a still where the platform wants motion, an opaque clip where it wants transparency, and one
+            that flashes more often than it allows.
     """
     visible = np.where(clip[..., 3:] > 0, clip, 0).astype(np.int16)
     motion = max(int(np.abs(frame - visible[0]).max()) for frame in visible)
@@ -243,6 +245,11 @@ def check_clip(clip: np.ndarray, platform: Platform) -> None:
         raise ValueError(f"`frames` must move for {platform.name}: it takes no still pictures")
     if platform.transparent and clip[..., 3].min() == 255:
         raise ValueError(f"`frames` must have a transparent background for {platform.name}")
+    if platform.max_flashes is not None and (flashes := most_flashes(clip, durations)) > platform.max_flashes:
+        raise ValueError(
+            f"`frames` flash {flashes} times within a second, {platform.name} allows {platform.max_flashes}; "
+            "play them more slowly"
+        )
 
 
 def encode_for(
@@ -278,7 +285,7 @@ def encode_for(
     if time not in ("trim", "speed", "refuse"):
         raise ValueError(f"`time` must be 'trim', 'speed' or 'refuse', not {time!r}")
     schedule = schedule_for(clip, frame_durations(len(clip), fps, durations), rules, cover, time)
-    check_clip(clip[schedule.order], rules)
+    check_clip(clip[schedule.order], schedule.durations, rules)
     description = json.dumps(metadata) if metadata else ""
     choices = settings(format)
     least = math.inf
