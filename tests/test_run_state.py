@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -220,25 +221,30 @@ def test_a_checkpoint_of_another_shape_is_refused_in_one_line(run, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture
-def file_limit():
-    """Limits the size of files this process can write, in bytes; the system then refuses, as with a full disk."""
+@contextmanager
+def file_limit(size):
+    """Limits the size of files this process can write, in bytes; the system then refuses, as with a full disk.
+
+    No longer than needed: pytest's own output may be a file, too.
+    """
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, former)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 # 64 x 64 floats are 16 KB of weights (written by safetensors) and 32 KB of AdamW's moments (written by torch.save).
 @pytest.mark.parametrize("size", [8_000, 24_000])
 @pytest.mark.parametrize("earlier", [[], [1]])
-def test_a_write_error_leaves_the_last_good_checkpoint(run, tmp_path, file_limit, size, earlier):
+def test_a_write_error_leaves_the_last_good_checkpoint(run, tmp_path, size, earlier):
     run.advance()
     for step in earlier:
         save_checkpoint(run.accelerator, tmp_path, step, limit=1)
-    file_limit(size)
-    with pytest.raises(OSError) as error:
+    with file_limit(size), pytest.raises(OSError) as error:
         save_checkpoint(run.accelerator, tmp_path, 2, limit=1)
     whole = "checkpoint-1 is the newest whole one" if earlier else "there is no whole one yet"
     assert str(error.value) == f"checkpoint-2 could not be written to {tmp_path}: File too large; {whole}."

@@ -14,9 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 
-MOST_COLOURS = 1 << 14  # distinct colours that are told apart; of more, those of a small cell count as one
+# Distinct colours that are told apart, of more those of a small cell count as one: where a palette is found, and where
+# pixels are given its entries.
+MOST_CLUSTERED, MOST_COLOURS = 1 << 14, 1 << 17
 ROUNDS = 4  # of k-means
 SMOOTH = 1.5  # levels of 255 from the mean around a pixel: above it, texture hides bands, and nothing is dithered
+MOSTLY_SMOOTH = 0.8  # of what is visible; below it, nothing is dithered
 NEIGHBOURS = 8  # entries of the palette that a colour may be mixed from
 NOISE_PRICE = 0.25  # how much of the contrast between the two entries of a mixture counts as error
 # Premultiplied R, G, B and alpha to: luma and chroma (as in JPEG) of the mean of "over black" and "over white", and
@@ -37,14 +40,14 @@ class Colours(NamedTuple):
     inverse: np.ndarray
 
 
-def count_colours(clip: np.ndarray) -> Colours:
-    """The colours of a clip (F, H, W, 4), straight RGBA uint8; everything invisible is one colour."""
+def count_colours(clip: np.ndarray, most: int) -> Colours:
+    """At most `most` colours of a clip (F, H, W, 4), straight RGBA uint8; everything invisible is one colour."""
     packed = np.where(clip[..., 3] > 0, np.ascontiguousarray(clip).view("<u4")[..., 0], np.uint32(0))
     opaque = np.where(clip[..., 3] == 255, np.uint32(0xFF000000), np.uint32(0))  # stays opaque in its cell
     for dropped_bits in range(8):
         cells = packed & np.uint32(0x01010101 * (0x100 - (1 << dropped_bits))) | opaque
         codes = np.unique(cells)
-        if len(codes) <= MOST_COLOURS:
+        if len(codes) <= most:
             break
     inverse = np.searchsorted(codes, cells)
     counts = np.bincount(inverse.ravel())
@@ -171,27 +174,31 @@ def mixtures(points: np.ndarray, palette: np.ndarray, visible: float) -> tuple[n
 def quantise(clip: np.ndarray, number: int, *, dither: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
     """A clip (F, H, W, 4), straight RGBA uint8, in at most `number` visible colours.
 
-    Colours that are off by more than `dither` levels of 255 are dithered where the clip is smooth.
+    Colours that are off by more than `dither` levels of 255 are dithered where the clip is smooth, if that is most of
+    it: elsewhere texture hides bands, and dithering would be one more noise.
 
     Returns:
         indices (F, H, W) uint8 and the palette (K, 4), straight RGBA uint8; its last entry is (0, 0, 0, 0) in addition
         to the `number`, if anything in the clip is invisible. Colours that fit are kept exactly.
     """
-    points, counts, inverse = count_colours(clip)
+    points, counts, _ = count_colours(clip, MOST_CLUSTERED)
+    seen = points[:, 3] > 0
+    palette = cluster(points[seen], counts[seen], number)
+    points, _, inverse = count_colours(clip, MOST_COLOURS)
     hidden = points[:, 3] == 0
-    palette = cluster(points[~hidden], counts[~hidden], number)
     if hidden.any():
         palette = np.concatenate([palette, np.zeros((1, 4), np.uint8)])
     visible = palette[: len(palette) - hidden.any()]
     first = np.full(len(points), len(visible), np.uint8)
     if not len(visible):
         return first[inverse], palette
-    if dither == math.inf:
+    even = smooth(clip) & (clip[..., 3] > 0)
+    if dither == math.inf or even.sum() < MOSTLY_SMOOTH * np.count_nonzero(clip[..., 3]):
         first[~hidden] = squared_distances(to_features(points[~hidden]), to_features(visible)).argmin(axis=1)
         return first[inverse], palette
     second, share = first.copy(), np.zeros(len(points), np.float32)
     first[~hidden], second[~hidden], share[~hidden] = mixtures(points[~hidden], visible, dither)
-    mixed = smooth(clip) & (share[inverse] > thresholds(*inverse.shape[1:]))
+    mixed = even & (share[inverse] > thresholds(*inverse.shape[1:]))
     return np.where(mixed, second[inverse], first[inverse]), palette
 
 
