@@ -9,7 +9,6 @@ with StopSignal() as stop:
             return 128 + stop.number
 """
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -63,22 +62,12 @@ class StopSignal:
         return self.number != 0
 
 
-def _end_with_trainer(trainer: int) -> None:
-    while signal.sigwaitinfo(STOPPING).si_pid != trainer:
-        pass
-    os._exit(0)
-
-
 def leave_signals_to_trainer(worker_id: int) -> None:
-    """A DataLoader's `worker_init_fn`: of SIGTERM and SIGINT, workers obey only what the training process sends.
+    """A DataLoader's `worker_init_fn`: the worker gets a process group of its own.
 
-    A signal to the process group, or to all processes of a Slurm job, would end the workers, and with them the run
-    before it could save. They may not ignore SIGTERM altogether: with it multiprocessing ends them at exit, and
-    waits. When the training process is killed, they end by themselves (PyTorch looks every few seconds).
-
-    Needs `signal.sigwaitinfo` (Linux), and does nothing elsewhere.
+    A signal to the run's group, as Ctrl-C and batch systems send it, would end the workers, and with them the run
+    before it could save. What the training process itself sends them still arrives, and when it is killed they end by
+    themselves (PyTorch looks every few seconds).
     """
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        trainer = multiprocessing.parent_process().pid
-        threading.Thread(target=_end_with_trainer, args=(trainer,), daemon=True).start()
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
