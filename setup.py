@@ -16,9 +16,11 @@ TRAIN = [
     "jinja2>=3.1",
     "matplotlib>=3.10",
     "peft>=0.19",
+    "pyyaml>=6",
     "scikit-learn>=1.4",
     "scipy>=1.11",
     "tensorboard>=2.16",
+    "torchmetrics>=1.4",
     "tqdm>=4.66",
 ]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]

@@ -167,7 +167,7 @@ class PreparedRows(Dataset):
         """The picture as it is, then in motion."""
         clips = [(self.maker.clip(animation.frames), row["text"])]
         rng = np.random.default_rng([self.seed, 2, number])
-        clips += [self.maker.set_in_motion(animation, row["text"], rng) for _ in range(self.motions)]
+        clips += [self.maker.set_in_motion(animation, row["text"], rng)[:2] for _ in range(self.motions)]
         return [{"pixels": pixels, "caption": caption, "keyframes": []} for pixels, caption in clips]
 
 

@@ -11,53 +11,29 @@ channel are folded into the 1x1 convolutions around the latents, so saved models
 
 import argparse
 import copy
-import logging
 import math
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from step_trainer import StepTrainer, add_run_arguments, positive_int, run_script
 
 from rdtf_diffusers.data.animation import frames_to_clip
 from rdtf_diffusers.data.rows import iterate_animations, load_rows
-from rdtf_diffusers.training.run_state import (
-    checkpoint_step,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    warn_if_bf16_is_slow,
-)
 
 
-logger = logging.getLogger("train_autoencoder")
 STATISTICS_BATCH = 64
-
-
-def positive_int(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--train_data_dir", nargs="+", required=True, help="Folders with metadata.jsonl, or Hub ids.")
-    parser.add_argument("--validation_data_dir", nargs="+", default=[], help="The same, for PSNR and alpha IoU.")
+    add_run_arguments(parser, output_dir="sticker-autoencoder", max_train_steps=20_000)
     parser.add_argument("--max_validation_samples", type=positive_int, default=512)
-    parser.add_argument("--output_dir", default="sticker-autoencoder")
     parser.add_argument(
         "--resolution", type=positive_int, default=64, help="Height and width of the training pictures."
     )
@@ -67,24 +43,9 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers_per_block", type=positive_int, default=1)
     parser.add_argument("--norm_num_groups", type=positive_int, default=2)
     parser.add_argument("--train_batch_size", type=positive_int, default=16, help="Per process.")
-    parser.add_argument("--max_train_steps", type=positive_int, default=20_000)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--lr_scheduler", default="cosine", help="A name that diffusers.optimization knows.")
-    parser.add_argument("--lr_warmup_steps", type=int, default=200)
-    parser.add_argument("--adam_weight_decay", type=float, default=1e-4)
-    parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--kl_weight", type=float, default=1e-4, help="Weight of the mean KL per latent number.")
     parser.add_argument("--mse_weight", type=float, default=2.0)
     parser.add_argument("--edge_weight", type=float, default=0.5, help="Weight of the L1 on image gradients.")
-    parser.add_argument("--ema_decay", type=float, default=0.998)
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpointing_steps", type=positive_int, default=1000)
-    parser.add_argument("--checkpoints_total_limit", type=positive_int, default=2)
-    parser.add_argument("--resume_from_checkpoint", default=None, help='A checkpoint folder, or "latest".')
-    parser.add_argument("--report_to", default=None, help='For example "tensorboard".')
-    parser.add_argument("--logging_dir", default="logs")
-    parser.add_argument("--logging_steps", type=positive_int, default=50)
     parsed = parser.parse_args(args)
     factor = 2 ** (len(parsed.block_out_channels) - 1)
     if parsed.resolution % factor:
@@ -237,18 +198,13 @@ def normalise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
     vae.register_to_config(scaling_factor=1.0)
 
 
-class Trainer:
-    """One training run: model, optimiser, moving average, checkpoints."""
+class Trainer(StepTrainer):
+    """One training run: pictures, autoencoder, its moving average."""
+
+    name = "train_autoencoder"
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.output_dir = Path(args.output_dir)
-        project = ProjectConfiguration(str(self.output_dir), str(self.output_dir / args.logging_dir))
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision, log_with=args.report_to, project_config=project
-        )
-        warn_if_bf16_is_slow(self.accelerator)
-        set_seed(args.seed)
+        super().__init__(args)
         self.pictures = load_pictures(args.train_data_dir, args.resolution * 3 // 2, args.frames_per_animation)
         self.validation = self._validation_pixels()
         blocks = len(args.block_out_channels)
@@ -265,24 +221,7 @@ class Trainer:
             mid_block_add_attention=False,
         )
         start_as_blur(self.vae)
-        optimizer = torch.optim.AdamW(
-            self.vae.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay
-        )
-        # Accelerate steps a prepared schedule once per process.
-        processes = self.accelerator.num_processes
-        schedule = get_scheduler(
-            args.lr_scheduler,
-            optimizer,
-            num_warmup_steps=args.lr_warmup_steps * processes,
-            num_training_steps=args.max_train_steps * processes,
-        )
-        self.model, self.optimizer, self.schedule = self.accelerator.prepare(
-            Reconstruction(self.vae), optimizer, schedule
-        )
-        self.ema = EMAModel(self.vae.parameters(), decay=args.ema_decay)
-        self.ema.to(self.accelerator.device)
-        self.accelerator.register_for_checkpointing(self.ema)
-        self.accelerator.init_trackers("train_autoencoder", config={"max_train_steps": args.max_train_steps})
+        self.prepare(Reconstruction(self.vae))
 
     def _validation_pixels(self) -> torch.Tensor | None:
         if not self.args.validation_data_dir:
@@ -290,20 +229,6 @@ class Trainer:
         pictures = load_pictures(self.args.validation_data_dir, self.args.resolution, frames_per_animation=2)
         stride = max(1, len(pictures) // self.args.max_validation_samples)
         return pictures[::stride][: self.args.max_validation_samples].float() / 127.5 - 1
-
-    def resume(self) -> int:
-        """Load the checkpoint that was asked for and return its step; 0 for a fresh start."""
-        folder = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint, self.accelerator)
-        if folder is None:
-            return 0
-        load_checkpoint(self.accelerator, folder)
-        self.ema.to(self.accelerator.device)
-        return checkpoint_step(folder)
-
-    def save(self, step: int) -> dict[str, float]:
-        """Write a checkpoint and the model; returns the model's quality."""
-        save_checkpoint(self.accelerator, self.output_dir, step, self.args.checkpoints_total_limit)
-        return self.save_model() if self.accelerator.is_main_process else {}
 
     def save_model(self) -> dict[str, float]:
         """Save the moving average as a diffusers model, normalised, and measure it."""
@@ -330,45 +255,13 @@ class Trainer:
         pixels = self.batch(step)
         output, kl = self.model(pixels)
         reconstruction = reconstruction_loss(output, pixels, self.args)
-        self.accelerator.backward(reconstruction + self.args.kl_weight * kl)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        self.ema.step(self.vae.parameters())
+        self.optimise(reconstruction + self.args.kl_weight * kl)
         return {"loss": reconstruction.detach(), "kl": kl.detach()}
-
-    def run(self) -> None:
-        """Train to `--max_train_steps`, with a checkpoint every `--checkpointing_steps` and at the end."""
-        args = self.args
-        start = self.resume()
-        began = time.monotonic()
-        for step in range(start + 1, args.max_train_steps + 1):
-            logs = self.step(step)
-            if step % args.logging_steps == 0:
-                logs = {name: value.item() for name, value in logs.items()}
-                logs |= {"lr": self.schedule.get_last_lr()[0], "steps/s": (step - start) / (time.monotonic() - began)}
-                self.report(logs, step)
-            if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
-                self.report(self.save(step), step)
-        self.accelerator.end_training()
-
-    def report(self, values: dict[str, float], step: int) -> None:
-        """Log the values to the console and to the trackers."""
-        if values and self.accelerator.is_main_process:
-            logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        self.accelerator.log(values, step=step)
 
 
 def main(args: list[str] | None = None) -> int:
     """Train; returns the exit code: 0, or 2 after one line about what the user has to put right."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        Trainer(parse_args(args)).run()
-    except (OSError, ValueError) as error:
-        print(f"train_autoencoder.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script(Trainer, parse_args, args)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from tiny_models import TINY_UNET, make_pipeline
 from torch.utils.checkpoint import checkpoint
 
+from rdtf_diffusers.data.procedural import MOTIONS
+from rdtf_diffusers.metrics.sticker_encoder import FrozenText, StickerEncoderModel
 from rdtf_diffusers.training import PRESETS
 
 
@@ -137,3 +139,47 @@ def test_export_measures_similarity_and_reads_joined_frames():
     assert export.ssim(clip, noisy) < 0.99
     joined = export.save([Image.fromarray(clip[place]) for place in (0, 0, 1)], "WEBP", lossless=True, duration=100)
     assert export.read(joined, 3)[:, 16, 16].tolist() == clip[[0, 0, 1], 16, 16].tolist()
+
+
+def test_measures_answer_to_damage(tmp_path, pictures, capsys):
+    metrics = load_example("benchmarks/metrics.py")
+    torch.manual_seed(0)
+    model = StickerEncoderModel(
+        sample_size=16,
+        widths=(8, 8, 16),
+        num_layers=1,
+        num_heads=1,
+        motions=tuple(MOTIONS),
+        text_encoder=FrozenText().fingerprint,
+    )
+    model.save_pretrained(tmp_path / "encoder")
+    args = ["--data", str(pictures), "--count", "24", "--size", "16", "--encoder", str(tmp_path / "encoder")]
+    files = {suffix: tmp_path / f"damage.{suffix}" for suffix in ("png", "json")}
+    metrics.main([*args, "--plot", str(files["png"]), "--json", str(files["json"])])
+    assert "rank correlation" in capsys.readouterr().out and files["png"].stat().st_size > 10_000
+    figures = json.loads(files["json"].read_text())
+    assert len(figures["rows"]) == len(metrics.DAMAGES) * len(metrics.STRENGTHS)
+    whole = [row for row in figures["rows"] if row["strength"] == 0]
+    assert all({**row, "damage": ""} == {**whole[0], "damage": ""} for row in whole), "without damage all are equal"
+    assert figures["correlations"]["motion log ratio, freeze"] > 0.9
+    assert figures["correlations"]["flicker, noise"] > 0.9
+
+
+def test_damage_is_what_it_says():
+    metrics = load_example("benchmarks/metrics.py")
+    clips = torch.rand(6, 8, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name, damage in metrics.DAMAGES.items():
+        undamaged = damage(clips, 0.0, torch.Generator().manual_seed(0))
+        if name == "noise":  # which keeps colours below alpha
+            clips = undamaged
+        assert torch.equal(undamaged, clips), name
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(metrics.freeze(clips, 1.0, generator), clips[:, :1].expand_as(clips))
+    shuffled = metrics.shuffle(clips, 1.0, generator)
+    for ours, theirs in zip(shuffled, clips):
+        assert not any(torch.equal(frame, other) for frame, other in zip(ours, theirs))
+        assert sorted(frame.sum().item() for frame in ours) == sorted(frame.sum().item() for frame in theirs)
+    wrong = metrics.wrong_clip(clips, 0.5, generator)
+    assert sum(torch.equal(clip, other) for clip, other in zip(wrong, clips)) == 3
+    flat = torch.full((1, 1, 4, 32, 32), 1.0)
+    assert torch.allclose(metrics.blur(flat, 0.3, generator)[..., 16, 16], torch.tensor(1.0), atol=1e-5)

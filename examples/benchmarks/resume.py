@@ -2,8 +2,9 @@
 
     python examples/benchmarks/resume.py --kills 12
 
-Both runs train the preset `tiny` on stickers drawn by code. The one is killed (SIGKILL to its process group) at moments
-drawn evenly from its time of work, checkpoints included, and started again with `--resume_from_checkpoint latest`.
+Both runs train the preset `tiny` on stickers drawn by code. The one is killed (SIGKILL to its process group) at
+moments drawn evenly from its time of work, checkpoints included, and started again with `--resume_from_checkpoint
+latest`.
 What is printed: how often a kill struck while a checkpoint was being written, the optimiser steps that had to be done
 again, and whether final weights, checkpoint and history are the same, bit for bit.
 """

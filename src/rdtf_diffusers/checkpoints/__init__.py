@@ -1,4 +1,4 @@
-"""The model that comes with the package, and the settings that suit a checkpoint."""
+"""The models that come with the package, and the settings that suit a checkpoint."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,11 @@ def demo_checkpoint() -> str:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"the bundled model is missing from {folder}; install rdtf_diffusers again")
     return str(folder)
+
+
+def sticker_encoder_checkpoint() -> str:
+    """The folder of the bundled sticker encoder, for `metrics.sticker_encoder.load_sticker_encoder`."""
+    return str(Path(__file__).parent / "sticker_encoder")
 
 
 def generation_settings(model: str | Path) -> dict[str, float]:

@@ -123,14 +123,16 @@ class ClipMaker:
         """Frames (n, H, W, 4) uint8 as they are, (n, C, size, size)."""
         return frames_to_clip(frames, self.size, self.channels, self.center_crop, self.interpolation)
 
-    def set_in_motion(self, animation: Animation, caption: str, rng: np.random.Generator) -> tuple[torch.Tensor, str]:
-        """A picture in motion, (F, C, size, size), and a caption that says how."""
+    def set_in_motion(
+        self, animation: Animation, caption: str, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, str, tuple[str, ...]]:
+        """A picture in motion, (F, C, size, size), a caption that says how, and the names of its motions."""
         height, width = animation.frames.shape[1:3]
         side = min(height, width) if self.center_crop else max(height, width)  # so that nothing is resized yet
         picture = frames_to_clip(animation.frames, side, center_crop=self.center_crop).add(1).div(2)[0]  # (4, S, S)
         motion = animate(picture, rng, self.num_frames, self.size)
         clip = motion.frames if self.channels == 4 else over_white(motion.frames)
-        return clip, describe(caption, motion.phrase, rng, may_lead=motion.layer is None)
+        return clip, describe(caption, motion.phrase, rng, may_lead=motion.layer is None), motion.motions
 
     def sample(
         self,
@@ -140,6 +142,8 @@ class ClipMaker:
         rng: np.random.Generator,
     ) -> dict[str, Any]:
         """Draw one training sample of a file: {"clip": (n, C, size, size), "caption": str, "seed": int}.
+
+        A picture that was set in motion also has "motions", their names; none of them if only a layer was added.
 
         Args:
             table: the animation's `keyframe_table`; None for a still.
@@ -153,8 +157,8 @@ class ClipMaker:
             return sample | {"clip": self.clip(animation.frames[table[count]])}
         if rng.random() >= self.procedural_fraction:
             return sample | {"clip": self.clip(animation.frames)}
-        clip, caption = self.set_in_motion(animation, row["text"], rng)
-        return sample | {"clip": clip, "caption": caption}
+        clip, caption, motions = self.set_in_motion(animation, row["text"], rng)
+        return sample | {"clip": clip, "caption": caption, "motions": motions}
 
 
 class StickerClips(Dataset):

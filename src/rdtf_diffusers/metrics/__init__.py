@@ -1,0 +1,1 @@
+"""Measures of generated stickers: against real ones, against their text, and on their own."""
