@@ -1,6 +1,8 @@
 """`rdtf-diffusers`: what its commands pass on, what they write, and how they refuse."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -399,5 +401,13 @@ def test_data_that_cannot_be_checked_is_refused_in_one_line(stickers, capsys, ar
 def test_an_interrupted_check_writes_nothing(stickers, capsys, monkeypatch):
     monkeypatch.setattr(report.Report, "html", Mock(side_effect=KeyboardInterrupt))
     assert check_data("stickers", "--json", "all.json", "--html", "page.html") == 130
-    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "interrupted; files named above are whole, nothing else was written\n"
     assert [path.name for path in stickers.parent.iterdir()] == ["stickers"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`rdtf-diffusers platforms --json | head -1`"""
+    program = Path(sys.executable).with_name("rdtf-diffusers")
+    command = f"{program} platforms --json | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("{\n", "")

@@ -348,8 +348,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return getattr(import_module(f".commands.{module}", __package__), function)(args)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; files named above are whole, nothing else was written", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits
+        return 141  # 128 + SIGPIPE, as shells have it
     except (OSError, ValueError) as error:
         print(f"rdtf-diffusers {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def export_frames(
     metadata: dict[str, Any] | None,
     named: bool = False,
     **timing: Any,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Writes a clip for the platforms of `--platform`; what was written, for `report`.
 
     With "all", a platform that cannot be served is named and the others are written; alone it is an error. Files are
@@ -49,7 +49,6 @@ def export_frames(
     from ..stickers.fit import encode_for
 
     platforms = chosen_platforms(args.platform)
-    results = []
     for platform in platforms:
         try:
             data, made = encode_for(frames, platform, metadata=metadata, cover=args.cover, time=args.time, **timing)
@@ -60,8 +59,7 @@ def export_frames(
             continue
         place = place_for(path, platform, made.suffix, named or len(platforms) > 1)
         write_whole(place, data)
-        results.append({"path": str(place), **asdict(made), "notes": notes(made)})
-    return results
+        yield {"path": str(place), **asdict(made), "notes": notes(made)}
 
 
 def notes(made: "Report") -> list[str]:
@@ -109,8 +107,7 @@ def export(args: argparse.Namespace) -> int:
         raise ValueError(f"--output {path} is one file, but there will be several: name a folder")
     frames, durations = visible_frames(animation.frames, animation.durations)
     results = export_frames(frames, args, path, None, durations=durations, named=args.output is None)
-    report(results, args.json)
-    return 0 if len(results) == len(chosen_platforms(args.platform)) else 1
+    return 0 if report(results, args.json) == len(chosen_platforms(args.platform)) else 1
 
 
 def check(args: argparse.Namespace) -> int:

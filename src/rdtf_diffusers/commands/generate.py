@@ -33,16 +33,19 @@ def generate(args: argparse.Namespace) -> int:
     places = output_places(args, jobs)
     pipe = load_pipeline(model, args.device, args.dtype)
     print(f"model {model}, seed {first_seed}", file=sys.stderr)
-    results = []
-    for number, (prompt, seed) in enumerate(jobs):
-        if len(jobs) > 1:
-            print(f"sticker {number + 1} of {len(jobs)}: {prompt or 'from pictures'}, seed {seed}", file=sys.stderr)
-        sticker = draw(pipe, args, prompt, frames, seed, settings)
-        metadata = {"software": f"rdtf_diffusers {__version__}", "model": Path(model).name, "prompt": prompt}
-        metadata |= {"negative_prompt": args.negative} if args.negative else {}
-        metadata |= {"seed": seed, "loop": args.loop, "fps": args.fps, **settings}
-        results += save(sticker, args, places[number], metadata)
-    report(results, args.json)
+
+    def stickers() -> Iterator[dict[str, Any]]:
+        for number, (prompt, seed) in enumerate(jobs):
+            if len(jobs) > 1:
+                shown = prompt or "from pictures"
+                print(f"sticker {number + 1} of {len(jobs)}: {shown}, seed {seed}", file=sys.stderr)
+            sticker = draw(pipe, args, prompt, frames, seed, settings)
+            metadata = {"software": f"rdtf_diffusers {__version__}", "model": Path(model).name, "prompt": prompt}
+            metadata |= {"negative_prompt": args.negative} if args.negative else {}
+            metadata |= {"seed": seed, "loop": args.loop, "fps": args.fps, **settings}
+            yield from save(sticker, args, places[number], metadata)
+
+    report(stickers(), args.json)
     return 0
 
 
@@ -194,7 +197,7 @@ def save(
         results = export_frames(sticker, args, path, inside, fps=args.fps)
     else:
         write_whole(path, encode(sticker, sticker_format(path), fps=args.fps, metadata=inside))
-        results = [{"path": str(path)}]
+        results = iter([{"path": str(path)}])
     for result in results:
         if inside:
             made = {name: value for name, value in result.items() if name not in ("path", "notes")}

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,18 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "sticker"
 
 
-def report(results: list[dict[str, Any]], as_json: bool) -> None:
-    """Prints the results for programs, or one path a line; what was changed on the way goes to stderr."""
-    if as_json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
-        return
+def report(results: Iterable[dict[str, Any]], as_json: bool) -> int:
+    """Prints the results for programs, or one path a line as soon as it is written; how many there were.
+
+    What was changed on the way goes to stderr.
+    """
+    written = []
     for result in results:
-        print(result["path"])
-        for note in result.get("notes", ()):
-            print(f"{result['path']}: {note}", file=sys.stderr)
+        written.append(result)
+        if not as_json:
+            print(result["path"], flush=True)
+            for note in result.get("notes", ()):
+                print(f"{result['path']}: {note}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(written, indent=2, ensure_ascii=False))
+    return len(written)
