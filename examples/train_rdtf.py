@@ -21,7 +21,7 @@ import math
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -34,7 +34,9 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import ModelCard
 from model_parts import load_frozen_parts, make_scheduler, make_unet
+from PIL import Image
 from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -43,7 +45,7 @@ from tqdm.auto import tqdm
 from training_arguments import DEFAULT_STEPS, check_args, make_parser, parse_with_preset
 from training_data import make_clips, sample_numbers
 from transformers.utils import logging as transformers_logging
-from validation_stickers import draw, log_animation, make_cases, motion_scores
+from validation_stickers import ValidationCase, draw, log_animation, make_cases, motion_scores
 
 from rdtf_diffusers import StickerGenerationPipeline, UNetDiscreteFrameModel, save_sticker
 from rdtf_diffusers.checkpoints import SETTINGS_FILE
@@ -154,6 +156,8 @@ class Trainer:
         samples: samples that all processes together have seen.
         stopping: whether a signal ended the run before its last step.
     """
+
+    lasting_facts = ("unet", "prediction_type", "use_ema", "curriculum")  # which a resumed run must share
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -266,29 +270,37 @@ class Trainer:
             self.ema = EMAModel(self.trainable_weights(), decay=args.ema_decay, foreach=args.foreach_ema)
             self.place_ema()
         self.unet, self.optimizer = self.accelerator.prepare(unet.train(), optimizer)
-        self.accelerator.register_save_state_pre_hook(self.save_unet)
-        self.accelerator.register_load_state_pre_hook(self.load_unet)
+        self.accelerator.register_save_state_pre_hook(self.save_weights)
+        self.accelerator.register_load_state_pre_hook(self.load_weights)
         self.accelerator.register_for_checkpointing(self.curriculum, *([self.ema] if self.ema else []))
 
     def trainable_weights(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.pipeline.unet.parameters() if parameter.requires_grad]
 
-    def save_unet(self, models: list, weights: list[dict], folder: str) -> None:
-        """Puts the UNet into a checkpoint as diffusers saves it, so that it can be loaded from there.
+    def save_weights(self, models: list, weights: list[dict], folder: str) -> None:
+        """Puts what is trained into a checkpoint, so that it can be loaded from there.
 
         Where the weights are sharded, both lists are empty and accelerate has saved them its own way.
         """
         if weights:
             weights.clear()
             if self.accelerator.is_main_process:
-                self.pipeline.unet.save_pretrained(Path(folder) / "unet")
+                self.save_trained(Path(folder))
 
-    def load_unet(self, models: list, folder: str) -> None:
-        """The reverse of `save_unet`."""
+    def load_weights(self, models: list, folder: str) -> None:
+        """The reverse of `save_weights`."""
         if models:
             models.clear()
-            saved = UNetDiscreteFrameModel.from_pretrained(folder, subfolder="unet")
-            self.pipeline.unet.load_state_dict(saved.state_dict())
+            self.load_trained(Path(folder))
+
+    def save_trained(self, folder: Path) -> None:
+        """Writes the UNet as diffusers saves it."""
+        self.pipeline.unet.save_pretrained(folder / "unet")
+
+    def load_trained(self, folder: Path) -> None:
+        """Reads what `save_trained` wrote, in place."""
+        saved = UNetDiscreteFrameModel.from_pretrained(folder, subfolder="unet")
+        self.pipeline.unet.load_state_dict(saved.state_dict())
 
     def place_ema(self) -> None:
         """Keeps the average where it is updated, or in main memory with `--offload_ema`."""
@@ -308,7 +320,7 @@ class Trainer:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The UNet with the moving average of its weights, where there is one."""
+        """The UNet as it will be used: with the moving average of its weights, where there is one."""
         if self.ema is not None:
             self.ema.store(self.trainable_weights())
             self.ema.copy_to(self.trainable_weights())
@@ -341,9 +353,9 @@ class Trainer:
         if folder is None:
             return
         logger.info("Resuming from %s", folder)
-        same = ["unet", "prediction_type", "use_ema", "curriculum"]
+        same = self.lasting_facts
         if self.args.streaming:  # whose parts each go on with rows of their own
-            same += ["processes", "workers", "batch_size"]
+            same += ("processes", "workers", "batch_size")
         check_facts(folder, {name: self.facts()[name] for name in same})
         self.first_step, self.samples = checkpoint_step(folder), read_facts(folder)["samples"]
         if self.first_step > self.args.max_train_steps:
@@ -406,6 +418,12 @@ class Trainer:
         target = scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
         return scheduler.add_noise(latents, added, timesteps), target
 
+    def network_input(
+        self, noisy: torch.Tensor, latents: torch.Tensor, condition_mask: torch.Tensor, frame_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network sees of `noisy` (B, C, F, h, w), and which of its frames (B, F) are in the loss."""
+        return noisy, frame_mask
+
     def loss(self, rows: list[dict], task: str, real_frames: float | None = None) -> torch.Tensor:
         """The loss mask's loss of one micro-batch under `task`; `real_frames` as in `dual_mask_loss`."""
         args, scheduler, device = self.args, self.pipeline.scheduler, self.accelerator.device
@@ -416,13 +434,14 @@ class Trainer:
         timesteps = [torch.randint(levels, (), generator=row_generator(row["seed"], "timestep")) for row in rows]
         timesteps = torch.stack(timesteps).to(device)
         noisy, target = self.add_noise(latents, rows, timesteps)
-        frame_mask = batch["frame_mask"].to(device)
-        condition = mask_condition_latents(latents, batch["condition_mask"].to(device), frame_mask)
+        condition_mask, frame_mask = batch["condition_mask"].to(device), batch["frame_mask"].to(device)
+        condition = mask_condition_latents(latents, condition_mask, frame_mask)
+        noisy, loss_mask = self.network_input(noisy, latents, condition_mask, frame_mask)
         dtype = self.pipeline.unet.dtype  # float32, but for DeepSpeed, which knows no autocast
         inputs = {name: tensor.to(dtype) for name, tensor in (text | {"condition_latents": condition}).items()}
         prediction = self.unet(noisy.to(dtype), timesteps, **inputs).sample
         weights = min_snr_weights(scheduler, timesteps, args.snr_gamma) if args.snr_gamma else None
-        return dual_mask_loss(prediction, target, frame_mask, args.loss_reduction, weights, real_frames)
+        return dual_mask_loss(prediction, target, loss_mask, args.loss_reduction, weights, real_frames)
 
     def real_frames(self, micro_batches: list[list[dict]]) -> float:
         """Real frames of a micro-batch, on average over those of one optimiser step on all processes."""
@@ -545,6 +564,10 @@ class Trainer:
         whole.register_modules(unet=self.pipeline.unet, scheduler=self.pipeline.scheduler)
         return whole.to(self.accelerator.device)
 
+    def draw(self, pipeline: StickerGenerationPipeline, case: ValidationCase) -> list[Image.Image]:
+        """One validation sticker."""
+        return draw(pipeline, case, self.args.seed, **self.generation_settings())
+
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Draws the validation stickers with the averaged weights; returns how much they move, by family."""
@@ -553,7 +576,7 @@ class Trainer:
         unet = self.pipeline.unet.eval()
         with self.averaged_weights(), self.accelerator.autocast():
             pipeline = self.drawing_pipeline()
-            stickers = [draw(pipeline, case, self.args.seed, **self.generation_settings()) for case in self.cases]
+            stickers = [self.draw(pipeline, case) for case in self.cases]
         unet.train()
         folder = self.output_dir / "validation" / f"step-{step}"
         if self.accelerator.is_main_process:
@@ -565,13 +588,22 @@ class Trainer:
         return {f"motion/{family}": score for family, score in motion_scores(self.cases, stickers).items()}
 
     def save(self) -> None:
-        """Writes the pipeline with averaged weights into `--output_dir`, with its settings, plots and card."""
+        """Writes what was trained, with averaged weights, into `--output_dir`, with plots and card."""
         with self.averaged_weights():
-            weights = self.accelerator.get_state_dict(self.unet)
-            if not self.accelerator.is_main_process:
-                return
-            unet = UNetDiscreteFrameModel.from_config(self.pipeline.unet.config)
-            unet.load_state_dict(weights)
+            self.save_model()
+        if self.accelerator.is_main_process:
+            history = read_history(self.output_dir / HISTORY_FILE)
+            plot_losses(history, self.output_dir / LOSSES_FILE)
+            plot_curriculum(history, self.output_dir / CURRICULUM_FILE, self.curriculum)
+            self.save_card(final_losses(history))
+
+    def save_model(self) -> None:
+        """Writes the pipeline with its settings. Call on every process: sharded weights are gathered."""
+        weights = self.accelerator.get_state_dict(self.unet)
+        if not self.accelerator.is_main_process:
+            return
+        unet = UNetDiscreteFrameModel.from_config(self.pipeline.unet.config)
+        unet.load_state_dict(weights)
         pipeline = load_frozen_parts(self.args)
         pipeline.register_modules(unet=unet, scheduler=self.pipeline.scheduler)
         try:
@@ -580,36 +612,39 @@ class Trainer:
             raise OSError(f"The pipeline could not be written to {self.output_dir}: {error}") from error
         settings = json.dumps(self.generation_settings(), indent=2)
         (self.output_dir / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
-        history = read_history(self.output_dir / HISTORY_FILE)
-        plot_losses(history, self.output_dir / LOSSES_FILE)
-        plot_curriculum(history, self.output_dir / CURRICULUM_FILE, self.curriculum)
-        self.save_card(final_losses(history))
 
     def save_card(self, losses: dict[str, float]) -> None:
-        """The model card, with the last validation sticker as its preview, and the data's attribution."""
-        args = self.args
+        """The card, with the last validation sticker as its preview, and the data's attribution."""
         preview = self.output_dir / "preview.webp"
         preview.unlink(missing_ok=True)  # of an earlier end of this run
-        drawn = sorted((self.output_dir / "validation" / f"step-{args.max_train_steps}").glob("*.webp"))
+        drawn = sorted((self.output_dir / "validation" / f"step-{self.args.max_train_steps}").glob("*.webp"))
         if drawn:
             shutil.copy(drawn[0], preview)
-        sources = [*args.train_data_dir, *args.dataset_name]
-        if args.latent_cache:
-            sources = self.clips.preparation.sources
-        copy_attribution(sources, self.output_dir)
+        copy_attribution(self.data_sources(), self.output_dir)
+        self.card(losses).save(self.output_dir / "README.md")
+
+    def data_sources(self) -> list[str]:
+        """Folders and Hub ids of the training data."""
+        if self.args.latent_cache:
+            return self.clips.preparation.sources
+        return [*self.args.train_data_dir, *self.args.dataset_name]
+
+    def card(self, losses: dict[str, float]) -> ModelCard:
+        """What is told of the model; `losses` are the final ones, by task."""
+        args = self.args
         frozen = PRESETS[args.preset].parts.values() or ["the model that comes with rdtf_diffusers"]
         if args.pretrained_model_name_or_path:
             frozen = [args.pretrained_model_name_or_path]
         start = [args.unet_model_name_or_path] if args.unet_model_name_or_path else []
-        model_card(
+        return model_card(
             self.output_dir,
             repo_id=args.hub_model_id,
             prompt=self.cases[0].prompt if self.cases else None,
             base_models=[*frozen, *start],
-            data=sources,
+            data=self.data_sources(),
             training=self.training_facts(),
             final_losses=losses,
-        ).save(self.output_dir / "README.md")
+        )
 
     def training_facts(self) -> dict[str, Any]:
         """The rows of the card's training table."""
@@ -637,7 +672,7 @@ class Trainer:
         } | environment(processes)
 
     def publish(self) -> None:
-        """Uploads the finished pipeline with `--push_to_hub`."""
+        """Uploads what the run leaves with `--push_to_hub`."""
         args = self.args
         if args.push_to_hub and self.accelerator.is_main_process:
             ignore = (*NOT_PUBLISHED, f"{args.logging_dir}/*")
@@ -645,24 +680,28 @@ class Trainer:
             logger.info("Published: %s", address)
 
 
-def main(args: list[str] | None = None) -> int:
-    """Trains; returns the exit code."""
+def run_script(name: str, trainer: Callable[[argparse.Namespace], Trainer], args: argparse.Namespace) -> int:
+    """Trains with what `trainer` makes of the arguments; returns the exit code of the script `name`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     logging.getLogger("rdtf_diffusers.pipelines").setLevel(logging.ERROR)  # which would report every text it cuts
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    parsed = parse_args(args)
     try:
-        return Trainer(parsed).run()
+        return trainer(args).run()
     except KeyboardInterrupt:  # before training, or the second one
-        print("train_rdtf.py: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (OSError, ValueError) as error:
         logger.debug("Where it happened:", exc_info=True)
-        print(f"train_rdtf.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def main(args: list[str] | None = None) -> int:
+    """Trains; returns the exit code."""
+    return run_script("train_rdtf.py", Trainer, parse_args(args))
 
 
 if __name__ == "__main__":

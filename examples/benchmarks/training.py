@@ -1,8 +1,9 @@
-"""What a training step costs: time and peak memory of every preset, and of diffusers' video UNets, in one run.
+"""What a training step costs: time and memory of every preset, of diffusers' video UNets and of adapters, in one run.
 
     python examples/benchmarks/training.py --json training.json
     python examples/benchmarks/training.py --device cuda
-    python examples/benchmarks/training.py --presets paper --measure paper --peers
+    python examples/benchmarks/training.py --presets paper --measure paper --peers --adapters
+    python examples/benchmarks/training.py --presets tiny paper --measure --peers
 
 A step is the network's part of one: the forward pass on random latents (8 frames; of 256x256 pixels but for `tiny`)
 and text, `dual_mask_loss`, the backward pass, clipping, AdamW (PyTorch's fused one) on float32 weights that are all
@@ -22,6 +23,11 @@ feed-forward is not sliced. Not in it: CUDA's context, the kernels' workspaces a
 blocks. An average on the device adds 4 bytes per parameter; one that is offloaded adds none there. 8-bit Adam is
 bitsandbytes' block-wise one.
 
+**Adapters** (I2V-Adapter, SimDA, Customize-A-Video) are trained as the presets are, but on a frozen base: the preset
+with (3, 1, 1) convolutions over the frames instead of STI, which is what the paper's peers build on. They are measured
+at `tiny` and computed at `paper`; on CUDA both are measured. TFLOP are the products of a step's forward and backward
+passes, recomputation included, 10^12 multiplications and additions.
+
 Rows that would not fit are not measured. GB are 10^9 bytes.
 """
 
@@ -32,12 +38,13 @@ import resource
 import sys
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import psutil
@@ -49,16 +56,31 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from rdtf_diffusers import UNetDiscreteFrameModel
+from rdtf_diffusers.baselines import (
+    CustomizeAVideoConfig,
+    CustomizeAVideoModel,
+    I2VAdapterConfig,
+    I2VAdapterModel,
+    SimDAConfig,
+    SimDAModel,
+)
 from rdtf_diffusers.models.unet_discrete_frame import SlicedFeedForward
 from rdtf_diffusers.training.losses import dual_mask_loss
 from rdtf_diffusers.training.presets import PRESETS
 
 
 PEERS = ["I2VGenXLUNet", "UNet3DConditionModel"]
+ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "I2V-Adapter": lambda unet: I2VAdapterModel(unet, I2VAdapterConfig()),
+    "SimDA": lambda unet: SimDAModel(unet, SimDAConfig(latent_shift=True)),
+    "Customize-A-Video r4": lambda unet: CustomizeAVideoModel(unet, CustomizeAVideoConfig(rank=4)),
+    "Customize-A-Video r64": lambda unet: CustomizeAVideoModel(unet, CustomizeAVideoConfig(rank=64)),
+}
 GOALS = {"small": 12, "paper": 24}  # GB of the card that a preset is for
 EMA_DECAY = 0.9999
 
@@ -92,20 +114,22 @@ class Run:
     channels_last: bool = False
     compiled: bool = False
     average: str | None = None  # where the moving average is: "device", "offloaded", or None for no average
+    adapter: str | None = None  # what is trained instead of the network, a name of ADAPTERS
 
     @property
     def label(self) -> str:
         ways = ("checkpointing", "channels_last", "compiled")
-        return ", ".join([self.model, *(way for way in ways if getattr(self, way))])
+        parts = [self.model, *([self.adapter] if self.adapter else [])]
+        return ", ".join([*parts, *(way for way in ways if getattr(self, way))])
 
 
-def build(name: str) -> nn.Module:
-    """The network of a preset or a peer."""
+def build(name: str, **changes: Any) -> nn.Module:
+    """The network of a preset, whose configuration `changes` replace, or of a peer."""
     if name in DENOISERS:
         return DENOISERS[name].build()
     shapes = SHAPES[name]
     return UNetDiscreteFrameModel(
-        **PRESETS[name].unet,
+        **PRESETS[name].unet | changes,
         sample_size=shapes.size,
         num_frames=FRAMES,
         in_channels=2 * shapes.channels,
@@ -142,7 +166,9 @@ class TrainingStep:
 
     def __init__(self, run: Run, device: str):
         with torch.device(device):
-            model = build(run.model).train()
+            model = build(run.model, **{"temporal_layer": "conv3d"} if run.adapter else {}).train()
+            if run.adapter:
+                ADAPTERS[run.adapter](model)
             inputs = make_inputs(run.model, model, run.batch_size)
         if run.checkpointing:
             model.enable_gradient_checkpointing()
@@ -150,7 +176,7 @@ class TrainingStep:
             model.to(memory_format=torch.channels_last)
         self.model, self.run_settings, self.device = model, run, torch.device(device)
         self.network = torch.compile(model) if run.compiled else model
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=True)
         place = {"device": device, "offloaded": "cpu"}.get(run.average)
         self.average = [] if place is None else [p.detach().to(place, copy=True) for p in self.parameters]
@@ -182,17 +208,17 @@ class TrainingStep:
         return time.perf_counter() - start
 
     def sizes(self) -> dict[str, int]:
-        """Counts of parameters, and bytes of what a step keeps and of a checkpoint with an average of all weights."""
-        weights = num_bytes(self.model.state_dict().values())
+        """Counts of parameters, and bytes of what a step keeps and of a checkpoint with an average."""
+        trainable = num_bytes(self.parameters)
         optimiser = num_bytes(value for state in self.optimizer.state.values() for value in state.values())
         return {
-            "parameters": sum(p.numel() for p in self.parameters),
-            "trainable": sum(p.numel() for p in self.parameters if p.requires_grad),
-            "weight_bytes": weights,
-            "gradient_bytes": num_bytes(p for p in self.parameters if p.requires_grad),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trainable": sum(p.numel() for p in self.parameters),
+            "weight_bytes": num_bytes(self.model.state_dict().values()),
+            "gradient_bytes": trainable,
             "optimiser_bytes": optimiser,
             "optimiser_8bit_bytes": sum(adam_8bit_bytes(p.numel()) for p in self.parameters),
-            "checkpoint_bytes": 2 * weights + optimiser,
+            "checkpoint_bytes": 2 * trainable + optimiser,
         }
 
 
@@ -250,10 +276,12 @@ def attention_of(device_type: str) -> Any:
 
 
 def compute(run: Run, device_type: str) -> dict[str, int]:
-    """Sizes, and the most bytes alive in each phase of a step after the first, on `device_type`."""
-    with FakeTensorMode(), LiveBytes() as memory, attention_of(device_type):
+    """Sizes, arithmetic, and the most bytes alive in each phase of a step after the first, on `device_type`."""
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(), counter, LiveBytes() as memory, attention_of(device_type):
         offloaded = run.average == "offloaded"  # then it is not on the device
-        step = TrainingStep(replace(run, average=None) if offloaded else run, "cpu")
+        with patch.object(nn.Module, "to", lambda module, *args, **kwargs: module):  # PEFT's, which fails without data
+            step = TrainingStep(replace(run, average=None) if offloaded else run, "cpu")
         if device_type == "cuda":
             compute_as_cuda(step.model)
         for parameter in step.parameters:
@@ -268,7 +296,8 @@ def compute(run: Run, device_type: str) -> dict[str, int]:
         peaks["backward"] = memory.lap()
         step.update()
         peaks["update"] = memory.lap()
-        return step.sizes() | {"kept_bytes": kept, **peaks, "peak_bytes": max(peaks.values())}
+        figures = {"flops": counter.get_total_flops(), "kept_bytes": kept, "peak_bytes": max(peaks.values())}
+        return step.sizes() | figures | peaks
 
 
 def peak_rss() -> int:
@@ -383,6 +412,22 @@ def comparison(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def adapters(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The presets `tiny` and `paper` and adapters of their size: measured where that is possible, else computed."""
+    rows = []
+    for preset in ("tiny", "paper"):
+        on_cuda = options.device.startswith("cuda")
+        run = Run(preset, options.batch_size or SHAPES[preset].batch_size, options.dtype, average="device")
+        runs = [run, *(replace(run, adapter=name) for name in options.adapters)]
+        if preset in options.measure:
+            rows += measure_rows(runs, options)
+        elif preset in options.presets:
+            runs = [run if on_cuda else replace(run, dtype="bfloat16") for run in runs]
+            computed = [in_fresh_process(compute, run, "cuda") for run in runs]
+            rows += [asdict(run) | {"label": run.label, "computed": figures} for run, figures in zip(runs, computed)]
+    return rows
+
+
 def print_measured(rows: list[dict[str, Any]]) -> None:
     names = "M params,M trained,s/step,ratio,clips/s,peak GB,ratio,moments GB,files GB,vs comp."
     print(f"\n{'measured':<34}" + "".join(f"{name:>11}" for name in names.split(",")))
@@ -403,14 +448,15 @@ def print_measured(rows: list[dict[str, Any]]) -> None:
 
 def print_computed(rows: list[dict[str, Any]]) -> None:
     columns = ("weight_bytes", "gradient_bytes", "optimiser_bytes", "kept_bytes", "forward", "backward", "update")
-    names = "M params,weights,gradients,moments,kept,forward,backward,update,peak,ratio,files"
+    names = "M params,M trained,TFLOP,weights,gradients,moments,kept,forward,backward,update,peak,ratio,files"
     print(f"\n{'computed, GB on CUDA':<34}" + "".join(f"{name:>11}" for name in names.split(",")))
     for row in rows:
         computed = row["computed"]
-        line = f"{row['label']:<34}{computed['parameters'] / 1e6:>11.2f}"
+        line = f"{row['label']:<34}{computed['parameters'] / 1e6:>11.2f}{computed['trainable'] / 1e6:>11.2f}"
+        line += f"{computed['flops'] / 1e12:>11.2f}"
         line += "".join(f"{computed[name] / 1e9:>11.2f}" for name in (*columns, "peak_bytes"))
         line += f"{computed['peak_bytes'] / rows[0]['computed']['peak_bytes']:>11.2f}"
-        line += f"{computed['checkpoint_bytes'] / 1e9:>11.2f}"
+        line += f"{computed['checkpoint_bytes'] / 1e9:>11.3f}"
         print(line + ("  cannot checkpoint" if row["model"] in PEERS else ""))
     print("kept: after the forward pass, for the backward pass; forward, backward, update: the most alive then")
 
@@ -432,6 +478,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--presets", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--measure", nargs="*", default=None, choices=list(SHAPES), help="default: tiny; on CUDA all")
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS, help="beside `paper`; none: no comparison")
+    names = list(ADAPTERS)
+    parser.add_argument("--adapters", nargs="*", default=names, choices=names, help="of tiny, paper; none: no table")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"], help="default: bfloat16 on CUDA")
     parser.add_argument("--batch_size", type=int, default=None, help="clips of a step; default: tiny 8, others 1")
@@ -479,6 +527,14 @@ def main(args: list[str] | None = None) -> None:
         if on_cuda:
             print_measured(figures["comparison"])
         print_computed(figures["comparison"])
+    if options.adapters:
+        figures["adapters"] = adapters(options)
+        measured = [row for row in figures["adapters"] if row["model"] in options.measure]
+        computed = [row for row in figures["adapters"] if row["model"] not in options.measure]
+        if measured:
+            print_measured(measured)
+        if computed:
+            print_computed(computed)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
