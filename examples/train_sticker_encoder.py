@@ -27,7 +27,7 @@ from step_trainer import StepTrainer, add_run_arguments, positive_int, run_scrip
 
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
 from rdtf_diffusers.data.procedural import MOTIONS
-from rdtf_diffusers.metrics.retrieval import retrieval_accuracy
+from rdtf_diffusers.metrics.retrieval import equal_texts, retrieval_accuracy
 from rdtf_diffusers.metrics.sticker_encoder import FrozenText, StickerEncoder, StickerEncoderModel
 
 
@@ -122,7 +122,6 @@ class Trainer(StepTrainer):
         )
         self.clips = self.stream(args.train_data_dir)
         self.clips.check()
-        self.pictures = first_pictures(self.clips)
         self.validation = self.stream(args.validation_data_dir) if args.validation_data_dir else None
         self.prepare(Meeting(self.encoder))
 
@@ -141,8 +140,8 @@ class Trainer(StepTrainer):
         size = self.args.train_batch_size
         first = (step - 1) * size * processes
         clips = [self.clips[first + number * processes + process] for number in range(size)]
-        chosen = rng.integers(len(self.pictures), size=self.args.pictures_batch_size)
-        return clips, [self.pictures[number] for number in chosen]
+        chosen = rng.integers(len(self.clips), size=self.args.pictures_batch_size)
+        return clips, [first_picture(self.clips, int(row)) for row in chosen]
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """One optimiser step; returns its losses."""
@@ -150,12 +149,11 @@ class Trainer(StepTrainer):
         clips, pictures = self.draw(step, rng)
         device = self.accelerator.device
         captions = [sample["caption"] for sample in [*clips, *pictures]]
-        same = torch.tensor([[caption == other for other in captions] for caption in captions], device=device)
         contrast, naming = self.model(
             stack(clips).to(device),
             move(stack(pictures), rng).to(device),
             *self.text(captions, device),
-            same,
+            equal_texts(captions).to(device),
             motion_numbers(clips, self.encoder.config.motions).to(device),
         )
         self.optimise(contrast + self.args.motion_weight * naming)
@@ -171,19 +169,19 @@ class Trainer(StepTrainer):
             return {}
         count = min(len(self.validation), self.args.max_validation_samples)
         clips = [self.validation[number] for number in range(count)]
-        pictures = first_pictures(self.validation)
-        pictures = pictures[:: max(1, len(pictures) // count)][:count]
+        rows = range(0, len(self.validation), len(self.validation) // count)[:count]
+        pictures = [first_picture(self.validation, row) for row in rows]
         return measure(encoder, clips, "clips") | measure(encoder, pictures, "pictures")
 
 
-def first_pictures(clips: StickerClips) -> Samples:
-    """Every picture, and the first frame of every animation, as a clip of one frame with its caption."""
-    animations = ((clips.read(index), row["text"]) for index, row in enumerate(clips.rows))
-    return [
-        {"clip": clips.maker.clip(animation.frames[:1]), "caption": caption}
-        for animation, caption in animations
-        if animation is not None
-    ]
+def first_picture(clips: StickerClips, row: int) -> dict[str, Any]:
+    """A picture, or the first frame of an animation, as a clip of one frame with its caption.
+
+    For a row that cannot be read the next one stands in. One can be: a sample of `clips` was drawn before.
+    """
+    while (animation := clips.read(row)) is None:
+        row = (row + 1) % len(clips)
+    return {"clip": clips.maker.clip(animation.frames[:1]), "caption": clips.rows[row]["text"]}
 
 
 def stack(samples: Samples) -> torch.Tensor:
@@ -192,10 +190,10 @@ def stack(samples: Samples) -> torch.Tensor:
 
 def measure(encoder: StickerEncoder, samples: Samples, name: str) -> dict[str, float]:
     """Retrieval among the samples, and the share of single motions that are recognised."""
-    seen = encoder.encode_clips(stack(samples))
-    read = encoder.encode_texts([sample["caption"] for sample in samples])
+    captions = [sample["caption"] for sample in samples]
+    similarities, same = encoder.encode_clips(stack(samples)) @ encoder.encode_texts(captions).T, equal_texts(captions)
     quality = {
-        f"validation/{name}_top{k}": retrieval_accuracy(seen @ read.T, k).float().mean().item()
+        f"validation/{name}_top{k}": retrieval_accuracy(similarities, k, same).float().mean().item()
         for k in (1, 10)
         if k <= len(samples)
     }

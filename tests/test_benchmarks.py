@@ -114,6 +114,19 @@ def test_training_table(tmp_path, monkeypatch, capsys):
     no_cache = plans["AdamW, average offloaded, no latent cache"]
     assert no_cache == 2 * 1000 + 10**9 + 12 * count + 4 * tensors  # encoding, before there are gradients
     assert training.adam_8bit_bytes(4096) == 2 * 4096 + 2 * 4 * 16 and training.adam_8bit_bytes(4095) == 8 * 4095
+
+    rows = {row["adapter"]: row for row in figures["adapters"]}
+    assert list(rows) == [None, *training.ADAPTERS] and all("measured" in row for row in rows.values())
+    for name in training.ADAPTERS:
+        base = training.build("paper", temporal_layer="conv3d")
+        frozen = base.num_parameters()
+        training.ADAPTERS[name](base)
+        trained = [weight for weight in base.parameters() if weight.requires_grad]
+        computed = rows[name]["computed"]
+        assert computed["trainable"] == sum(weight.numel() for weight in trained)
+        assert computed["parameters"] == frozen + computed["trainable"]
+        assert computed["gradient_bytes"] == 4 * computed["trainable"]
+        assert computed["checkpoint_bytes"] == 16 * computed["trainable"] + 4 * len(trained)
     assert [run.label for run in training.preset_runs("tiny", training.parse_args([]))] == [
         "tiny",
         "tiny, checkpointing",
@@ -141,8 +154,9 @@ def test_export_measures_similarity_and_reads_joined_frames():
     assert export.read(joined, 3)[:, 16, 16].tolist() == clip[[0, 0, 1], 16, 16].tolist()
 
 
-def test_measures_answer_to_damage(tmp_path, pictures, capsys):
-    metrics = load_example("benchmarks/metrics.py")
+@pytest.fixture(scope="module")
+def sticker_encoder(tmp_path_factory):
+    """The folder of an encoder with random weights."""
     torch.manual_seed(0)
     model = StickerEncoderModel(
         sample_size=16,
@@ -152,8 +166,31 @@ def test_measures_answer_to_damage(tmp_path, pictures, capsys):
         motions=tuple(MOTIONS),
         text_encoder=FrozenText().fingerprint,
     )
-    model.save_pretrained(tmp_path / "encoder")
-    args = ["--data", str(pictures), "--count", "24", "--size", "16", "--encoder", str(tmp_path / "encoder")]
+    folder = tmp_path_factory.mktemp("sticker-encoder")
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_stickers(folder, count, frames):
+    """Balls of `count` sizes, which roll if there are several frames."""
+    folder.mkdir()
+    rows = []
+    for number in range(count):
+        pictures = [Image.new("RGBA", (16, 16)) for _ in range(frames)]
+        for left, picture in enumerate(pictures):
+            ImageDraw.Draw(picture).ellipse((left, 3, left + 4 + number / 4, 12), fill=(10 * number, 80, 200))
+        picture, *others = pictures
+        picture.save(folder / f"{number}.webp", save_all=True, append_images=others, duration=100, lossless=True)
+        rows.append({"file_name": f"{number}.webp", "text": f"ball {number}"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+def test_measures_answer_to_damage(tmp_path, sticker_encoder, monkeypatch, capsys):
+    metrics = load_example("benchmarks/metrics.py")
+    monkeypatch.setattr(metrics, "STRENGTHS", (0.0, 0.5, 1.0))
+    data = save_stickers(tmp_path / "stickers", 24, frames=1)
+    args = ["--data", str(data), "--count", "24", "--size", "16", "--encoder", str(sticker_encoder)]
     files = {suffix: tmp_path / f"damage.{suffix}" for suffix in ("png", "json")}
     metrics.main([*args, "--plot", str(files["png"]), "--json", str(files["json"])])
     assert "rank correlation" in capsys.readouterr().out and files["png"].stat().st_size > 10_000
@@ -163,6 +200,20 @@ def test_measures_answer_to_damage(tmp_path, pictures, capsys):
     assert all({**row, "damage": ""} == {**whole[0], "damage": ""} for row in whole), "without damage all are equal"
     assert figures["correlations"]["motion log ratio, freeze"] > 0.9
     assert figures["correlations"]["flicker, noise"] > 0.9
+    assert "motion named" in whole[0] and "motion named" in figures["encoder"]
+
+
+def test_measures_of_animations_alone(tmp_path, sticker_encoder, monkeypatch, capsys):
+    """Nobody knows their motions' names."""
+    metrics = load_example("benchmarks/metrics.py")
+    monkeypatch.setattr(metrics, "STRENGTHS", (0.0, 1.0))
+    data = save_stickers(tmp_path / "stickers", 10, frames=3)
+    args = ["--data", str(data), "--size", "16", "--encoder", str(sticker_encoder), "--count"]
+    files = {suffix: tmp_path / f"damage.{suffix}" for suffix in ("png", "json")}
+    metrics.main([*args, "10", "--plot", str(files["png"]), "--json", str(files["json"])])
+    assert "motion named" not in capsys.readouterr().out + files["json"].read_text()
+    with pytest.raises(SystemExit, match="--count must be from 10 to 10, all stickers of --data, got 12"):
+        metrics.main([*args, "12"])
 
 
 def test_damage_is_what_it_says():

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from rdtf_diffusers.metrics.frechet import frechet_distance, frechet_interval, real_floor
+from rdtf_diffusers.metrics.frechet import (
+    frechet_distance,
+    frechet_interval,
+    split_difference,
+    split_distances,
+    split_estimate,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -151,14 +157,48 @@ def test_several_seeds_are_averaged_and_drawn_together():
     assert (again.value, again.low, again.high) == pytest.approx((once.value, once.low, once.high))
 
 
-def test_real_clips_among_themselves():
-    references = normal(81, 10)
-    floor = real_floor(references)
-    assert floor.n == 40
-    assert 0 < floor.low < floor.value < floor.high
-    assert floor.value == pytest.approx(frechet_distance(normal(40, 10), normal(40, 10, seed=1)), rel=0.5)
-    assert floor.value < frechet_distance(normal(40, 10) * 1.5 + 0.5, references[:40])
-    assert real_floor(references) == floor
+def test_splits_against_a_loop():
+    features, references = normal(2, 11, 6), normal(11, 6, seed=1)
+    order = np.random.default_rng(3).permutation(11)
+    clips, real = order[:5], order[5:10]
+    expected = np.mean([frechet_distance(one[clips], references[real]) for one in features])
+    draws = split_distances(list(features), references, resamples=7, seed=3)
+    assert draws.shape == (7,) and len(set(draws)) == 7
+    assert draws[0] == pytest.approx(expected)
+    alone = [split_distances(one, references, resamples=7, seed=3) for one in features]
+    assert np.mean(alone, axis=0) == pytest.approx(draws), "the same splits whatever the number of seeds"
+
+
+def test_clips_that_only_copy_their_conditions_do_not_beat_real_ones():
+    references = normal(80, 10)
+    copies = 0.9 * references  # next to its original each of them looks good
+    floor, draws = (split_distances(features, references) for features in (references, copies))
+    assert frechet_distance(copies, references) < 0.1 * floor.mean()
+    assert floor.mean() == pytest.approx(frechet_distance(normal(40, 10), normal(40, 10, seed=1)), rel=0.5)
+    worse = split_distances(0.5 * references, references)
+    assert split_difference(worse, floor, 80).p_value == pytest.approx(2 / 101)
+    assert draws.mean() > 0.8 * floor.mean()
+
+
+def test_the_interval_of_splits_is_of_their_draws():
+    draws = np.arange(101.0)
+    estimate = split_estimate(draws, n=40, level=0.9)
+    assert (estimate.value, estimate.low, estimate.high, estimate.n) == pytest.approx((50, 5, 95, 40))
+    compared = split_difference(draws, np.full(101, 9.5), n=40)
+    assert (compared.difference, compared.low, compared.high, compared.n) == pytest.approx((40.5, -7, 88, 40))
+    assert compared.p_value == pytest.approx(2 * 11 / 102)  # 10 of 101 are below
+    assert split_difference(draws, draws, n=40).p_value == 1
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.8])
+def test_equally_good_methods_seldom_differ(kept):
+    """Both take a part of every clip from its original."""
+    tests = []
+    for trial in range(40):
+        noise = normal(3, 16, 4, seed=trial)
+        methods = [1.3 * (kept * noise[0] + (1 - kept**2) ** 0.5 * one) + 0.4 for one in noise[1:]]
+        tests.append(split_difference(*(split_distances(one, noise[0], 20) for one in methods), n=16))
+    assert np.mean([test.low <= 0 <= test.high for test in tests]) > 0.8
 
 
 @pytest.mark.parametrize(
@@ -189,7 +229,18 @@ def test_refuses_too_few_clips_for_halves():
         frechet_interval([], normal(6, 4))
     with pytest.raises(ValueError, match="widths 3 and 4"):
         frechet_interval(normal(6, 3), normal(6, 4))
-    with pytest.raises(ValueError, match=r"`references` must be .* at least 4"):
-        real_floor(normal(3, 4))
     with pytest.raises(ValueError, match="`resamples` must be at least 1"):
         frechet_interval(normal(6, 4), normal(6, 4), resamples=0)
+
+
+def test_refuses_what_is_not_of_the_same_splits():
+    with pytest.raises(ValueError, match=r"`references` must be .* at least 4"):
+        split_distances(normal(4, 4), normal(3, 4))
+    with pytest.raises(ValueError, match="`references` must be the real clips of the same conditions, got 7 of them"):
+        split_distances(normal(6, 4), normal(7, 4))
+    with pytest.raises(ValueError, match="widths 3 and 4"):
+        split_distances(normal(6, 3), normal(6, 4))
+    with pytest.raises(ValueError, match="`resamples` must be at least 1"):
+        split_estimate(split_distances(normal(6, 4), normal(6, 4), resamples=0), n=6)
+    with pytest.raises(ValueError, match="of the same splits, got 3 and 1"):
+        split_difference(np.zeros(3), np.zeros(1), n=6)

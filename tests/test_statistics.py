@@ -1,5 +1,7 @@
 """Intervals and paired tests against closed forms, and how often they are right."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -35,9 +37,10 @@ def test_the_same_seed_gives_the_same_figures():
     assert bootstrap_mean([2.0, 2.0]) == Estimate(2.0, 2.0, 2.0, 2)
 
 
-def test_the_interval_holds_the_true_mean_as_often_as_it_says():
-    estimates = [bootstrap_mean(normal(40, seed=seed), resamples=200, level=0.9) for seed in range(400)]
-    assert np.mean([estimate.low <= 0 <= estimate.high for estimate in estimates]) == pytest.approx(0.9, abs=0.04)
+@pytest.mark.parametrize("n", [2, 3, 5, 40])
+def test_the_interval_holds_the_true_mean_as_often_as_it_says(n):
+    estimates = [bootstrap_mean(normal(n, seed=seed), resamples=200, level=0.9) for seed in range(400)]
+    assert np.mean([estimate.low <= 0 <= estimate.high for estimate in estimates]) == pytest.approx(0.9, abs=0.05)
 
 
 def test_pairs_cancel_what_is_hard_about_a_clip():
@@ -46,7 +49,7 @@ def test_pairs_cancel_what_is_hard_about_a_clip():
     compared = paired_difference(better, worse)
     assert compared.difference == pytest.approx(0.3, abs=0.05)
     assert 0.2 < compared.low < compared.difference < compared.high < 0.4
-    assert (compared.p_value, compared.n) == (pytest.approx(2 / 2001), 50)
+    assert (compared.p_value, compared.n) == (pytest.approx(1 / 2001), 50)
     other_way = paired_difference(worse, better)
     assert (other_way.difference, other_way.p_value) == (pytest.approx(-compared.difference), compared.p_value)
 
@@ -62,9 +65,33 @@ def test_equal_values_do_not_differ():
     assert (compared.difference, compared.low, compared.high, compared.p_value) == (0, 0, 0, 1)
 
 
-def test_small_p_values_are_as_rare_as_they_say():
-    p_values = [paired_difference(normal(50, seed=s), np.zeros(50), resamples=200).p_value for s in range(400)]
+@pytest.mark.parametrize("n", [7, 50])
+def test_small_p_values_are_as_rare_as_they_say(n):
+    p_values = [paired_difference(normal(n, seed=s), np.zeros(n), resamples=200).p_value for s in range(400)]
     assert np.mean(np.array(p_values) < 0.1) == pytest.approx(0.1, abs=0.04)
+
+
+@pytest.mark.parametrize("n", [2, 5, 12])
+def test_few_clips_do_not_prove_much(n):
+    """However large the difference is: all clips may have it by chance, in one of two directions."""
+    compared = paired_difference(normal(n) ** 2 + 100, np.zeros(n))
+    assert compared.p_value == 2 ** (1 - n)
+
+
+def test_p_values_of_few_clips_by_counting():
+    differences = normal(6) + 0.5
+    sums = [sum(sign * value for sign, value in zip(signs, differences)) for signs in product((1, -1), repeat=6)]
+    expected = np.mean([abs(one) >= abs(sum(differences)) - 1e-9 for one in sums])
+    assert paired_difference(differences, np.zeros(6)).p_value == expected
+    assert paired_difference([0.1, 0.2, 0.3], np.zeros(3)).p_value == 0.25
+    assert paired_difference([0.1, 0.2, -0.3], np.zeros(3)).p_value == 1, "a sum of 0 but for rounding"
+
+
+def test_random_signs_agree_with_all_signs():
+    differences = normal(12) + 0.4
+    exact = paired_difference(differences, np.zeros(12)).p_value
+    padded = paired_difference([*differences, 0.0], np.zeros(13), resamples=20_000).p_value  # 13: no longer all
+    assert 0.01 < exact < 0.5 and padded == pytest.approx(exact, abs=0.02)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], np.zeros((3, 0)), np.zeros((3, 2, 2))])

@@ -9,7 +9,8 @@ import torch
 from example_scripts import load_example
 from PIL import Image
 
-from rdtf_diffusers.metrics.retrieval import retrieval_accuracy
+from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
+from rdtf_diffusers.metrics.retrieval import equal_texts, retrieval_accuracy
 from rdtf_diffusers.metrics.sticker_encoder import (
     FrozenText,
     StickerEncoder,
@@ -63,10 +64,30 @@ def test_any_length_and_size(encoder, shape):
     assert encoder.encode_clips(torch.zeros(2, *shape)).shape == (2, 12)
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 4, 32, 32), (2, 8, 3, 32, 32), (8, 4, 32, 32)])
+@pytest.mark.parametrize("shape", [(0, 8, 4, 32, 32), (2, 8, 2, 32, 32), (8, 4, 32, 32)])
 def test_other_shapes_are_refused(encoder, shape):
-    with pytest.raises(ValueError, match=r"must be \(B, F, 4, H, W\)"):
+    with pytest.raises(ValueError, match=r"must be floats \(B, F, C, H, W\) with 3 or 4 channels"):
         encoder.clip_features(torch.zeros(shape))
+
+
+def test_clips_of_the_own_size_go_in_as_they_are(encoder, clips):
+    assert torch.equal(torch.cat(list(encoder._prepared(clips))), clips)
+
+
+def test_rgb_is_opaque(encoder, clips):
+    opaque = torch.cat([clips[:, :, :3], torch.ones_like(clips[:, :, :1])], dim=2)
+    assert torch.equal(encoder.encode_clips(clips[:, :, :3]), encoder.encode_clips(opaque))
+
+
+def test_other_sizes_are_padded_and_resized_like_stickers(encoder):
+    wide = torch.full((1, 2, 4, 16, 32), -1.0)
+    wide[..., 2:14, 10:20] = torch.tensor([0.4, -0.4, 0.0, 0.4]).view(4, 1, 1)
+    (padded,) = encoder._prepared(wide)
+    assert padded.shape == (1, 2, 4, 32, 32)
+    assert torch.allclose(padded[..., 8:24, :], wide) and (padded[..., :8, :] == -1).all()
+    (larger,) = encoder._prepared(wide.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4))
+    assert torch.allclose(larger, padded, atol=0.3)  # edges are softer
+    assert (larger[:, :, :3] <= larger[:, :, 3:]).all() and larger.min() >= -1
 
 
 def test_the_order_of_frames_is_seen(encoder, clips):
@@ -94,8 +115,21 @@ def test_retrieval_accuracy_against_sorting():
         assert retrieval_accuracy(similarities, k).tolist() == expected
 
 
-def test_equal_similarities_do_not_count_against():
-    assert retrieval_accuracy(torch.zeros(3, 3)).all()
+def test_an_encoder_that_tells_nothing_apart_finds_nothing():
+    assert not retrieval_accuracy(torch.zeros(3, 3)).any()
+    assert not retrieval_accuracy(torch.zeros(3, 3), 2).any()
+    assert retrieval_accuracy(torch.zeros(3, 3), 3).all()
+
+
+def test_equal_captions_are_all_right():
+    same = equal_texts(["a dog", "a cat", "a dog"])
+    assert same.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    similarities = torch.tensor([[0.1, 0.5, 0.9], [0.3, 0.2, 0.3], [0.6, 0.5, 0.6]])
+    assert retrieval_accuracy(similarities).tolist() == [False, False, False]
+    assert retrieval_accuracy(similarities, same=same).tolist() == [True, False, True]
+    assert retrieval_accuracy(similarities, 2, same=same).tolist() == [True, False, True]
+    with pytest.raises(ValueError, match=r"`same` must be bool of the shape \(3, 3\), got torch.bool \(2, 2\)"):
+        retrieval_accuracy(similarities, same=same[:2, :2])
 
 
 @pytest.mark.parametrize(
@@ -179,6 +213,15 @@ def test_moved_pictures_are_the_same_things_elsewhere():
     assert torch.allclose(moved.amax(dim=(1, 2, 3, 4)), pictures.amax(dim=(1, 2, 3, 4)), atol=1e-5)
     assert (moved[..., 0, 0] == -1).all(), "what is not covered is transparent"
     assert len({tuple(picture[0, 0].argmax(dim=1).tolist()) for picture in moved}) > 8
+
+
+def test_pictures_are_made_when_they_are_drawn(stickers):
+    (stickers / "1.webp").write_bytes(b"broken")
+    clips = StickerClips([stickers], ClipMaker(size=16))
+    drawn = [script.first_picture(clips, row) for row in (0, 1, 2, 5)]
+    assert [sample["caption"] for sample in drawn] == ["thing 0", "thing 2", "thing 2", "a thing that moves"]
+    for row, sample in zip((0, 2, 2, 5), drawn):
+        assert torch.equal(sample["clip"], clips.maker.clip(clips.read(row).frames[:1]))
 
 
 def test_only_single_procedural_motions_are_named():

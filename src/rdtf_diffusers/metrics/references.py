@@ -1,4 +1,4 @@
-"""Clips that anyone can make without a model: what every figure of a model has to be better than.
+"""Clips that anyone can make without a model: trivial baselines that every figure of a model has to be better than.
 
 held = hold_known_frames(clips, condition_mask)
 blended = blend_known_frames(clips, condition_mask)
@@ -16,7 +16,7 @@ import torch
 from .clip_measures import average_to_cells, check_clips, check_condition_mask
 
 
-CELLS = 16  # clips are compared in frames averaged to this many cells a side
+SEARCH_CELLS = 16  # clips are compared in frames averaged to this many cells a side
 CHUNK = 256  # training clips compared at once: 8 MB of RGBA cells
 
 
@@ -98,11 +98,11 @@ class NearestTrainingClip:
         check_clips(clip[None], f"training_clips[{number}]")
         if tuple(clip.shape) != self.clip_shape:
             raise ValueError(f"`training_clips` must have one shape, got {self.clip_shape} and {tuple(clip.shape)}.")
-        return average_to_cells(clip[None], CELLS)[0]
+        return average_to_cells(clip[None], SEARCH_CELLS)[0]
 
     def nearest(self, clip: torch.Tensor, known: torch.Tensor) -> int:
         """The number of the training clip nearest to `clip` (F, C, H, W) in the frames `known` (F,) bool."""
-        cells = average_to_cells(clip[None], CELLS)[0, known]
+        cells = average_to_cells(clip[None], SEARCH_CELLS)[0, known]
         distances = [(chunk[:, known] - cells).square().mean(dim=(1, 2, 3, 4)) for chunk in self.cells.split(CHUNK)]
         return int(torch.cat(distances).argmin())
 

@@ -25,7 +25,7 @@ class TextSimilarity(Protocol):
     name: str
 
     def __call__(self, clips: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
-        """Clips (B, F, C, H, W) in [-1, 1] and B texts -> cosines (B,) in [-1, 1]."""
+        """Clips (B, F, C, H, W) in [-1, 1], premultiplied RGBA or RGB over white, and B texts -> cosines (B,)."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How sure a mean over clips is, and whether two methods differ: bootstrap over clips.
+"""How sure a mean over clips is, and whether two methods differ: resampling of clips.
 
 estimate = bootstrap_mean(similarities)                   # (clips,) or (clips, seeds)
 compared = paired_difference(similarities, of_another)    # the same clips in the same order
@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm, t
+
+
+ALL_SIGNS_UP_TO = 12  # clips, for which all 2^n ways to swap two methods are gone through
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class PairedDifference:
     Attributes:
         difference: mean of the values minus mean of the others.
         low, high: ends of its interval.
-        p_value: two-sided; below 1 - level only if the interval leaves out 0, and never below 2 / (resamples + 1).
-            It is of one comparison: with many in a table, some are small by chance.
+        p_value: two-sided. It is of one comparison: with many in a table, some are small by chance. It and the
+            interval are made in different ways, so near the border one may say what the other does not.
         n: clips behind it, seeds not counted.
     """
 
@@ -61,15 +65,6 @@ def _clip_means(values: npt.ArrayLike, name: str) -> np.ndarray:
     return values.reshape(len(values), -1).mean(axis=1)
 
 
-def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    """Means of `resamples` draws with replacement of the values (clips,): (resamples,)."""
-    n = len(values)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    mean = values.mean()
-    # Resamples vary by sqrt((n - 1) / n) too little: the mean of the values is nearer to them than the true mean.
-    return mean + counts @ (values - mean) / n * np.sqrt(n / (n - 1))
-
-
 def central_interval(values: np.ndarray, level: float) -> tuple[float, float]:
     """The ends between which the share `level` of the values lies, as much being left out below as above.
 
@@ -84,32 +79,61 @@ def central_interval(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_mean(values: npt.ArrayLike, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Estimate:
-    """Mean over clips with its percentile bootstrap interval.
+def _mean_interval(values: np.ndarray, seed: int, resamples: int, level: float) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of the values (clips,), made as wide as few clips need."""
+    n = len(values)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    mean = values.mean()
+    # Resamples vary by sqrt((n - 1) / n) too little: the mean of the values is nearer to them than the true mean. And
+    # their spread is itself only estimated, which Student's t knows and the normal distribution does not.
+    tail = (1 + level) / 2
+    widening = np.sqrt(n / (n - 1)) * t.ppf(tail, n - 1) / norm.ppf(tail)
+    return central_interval(mean + widening * (counts @ (values - mean) / n), level)
 
-    With fewer than about 20 clips the interval is too narrow (at 10 clips it holds the true mean in about 90 % of the
-    cases instead of 95 %), more so where few clips differ much from the rest.
+
+def bootstrap_mean(values: npt.ArrayLike, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Estimate:
+    """Mean over clips with its percentile bootstrap interval, widened by Student's t over the normal quantile.
+
+    Of normal values it holds the true mean in 93 to 95 % of the cases for any number of clips from 2 (where it is very
+    wide); of values where few differ much from the rest (exponential) in 88 % with up to 5 clips, 90 % with 10, 92 %
+    with 20 and 93 % with 50.
 
     Args:
         values: (clips,) or (clips, seeds), anything that NumPy takes for an array.
         seed: of the resampling; the same seed gives the same figures.
         resamples: how many means are drawn.
-        level: share of the means within the interval.
+        level: share of the means within the interval, before it is widened.
 
     Raises:
         ValueError: another shape, fewer than 2 clips, values that are not finite, a `level` outside 0 to 1.
     """
     means = _clip_means(values, "values")
-    low, high = central_interval(_resampled_means(means, seed, resamples), level)
+    low, high = _mean_interval(means, seed, resamples, level)
     return Estimate(float(means.mean()), low, high, len(means))
+
+
+def _sign_flip_p_value(differences: np.ndarray, seed: int, resamples: int) -> float:
+    """How often the mean difference (clips,) would be as far from 0 if the two methods were swapped at random."""
+    n, is_exact = len(differences), len(differences) <= ALL_SIGNS_UP_TO
+    if is_exact:
+        swapped = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        swapped = np.random.default_rng(seed).integers(2, size=(resamples, n))
+    sums = np.abs((1 - 2 * swapped) @ differences)
+    count = int((sums >= abs(differences.sum()) * (1 - 1e-9)).sum())  # equal sums differ in their last digits
+    return count / len(sums) if is_exact else (1 + count) / (1 + len(sums))
 
 
 def paired_difference(
     values: npt.ArrayLike, others: npt.ArrayLike, seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> PairedDifference:
-    """Difference of two methods' means on the same clips, with interval and p-value by bootstrap over clips.
+    """Difference of two methods' means on the same clips, with its interval as in `bootstrap_mean` and a p-value.
 
-    That some clips are harder than others for all methods cancels: pairs of values are resampled, not values.
+    That some clips are harder than others for all methods cancels: pairs of values are resampled, not values. The
+    p-value is of a sign-flip test (Fisher, "The Design of Experiments", 1935): if the methods were alike, any clip's
+    difference might as well have the other sign. Up to 12 clips all signs are tried, so that the p-value is at least
+    2^(1 - clips) and 5 clips cannot tell methods apart at 0.05; with more, random ones, and it is at least
+    1 / (resamples + 1).
 
     Args:
         values: (clips,) or (clips, seeds).
@@ -123,8 +147,6 @@ def paired_difference(
     if len(values) != len(others):
         raise ValueError(f"`values` and `others` must be of the same clips, got {len(values)} and {len(others)}.")
     differences = values - others
-    means = _resampled_means(differences, seed, resamples)
-    low, high = central_interval(means, level)
-    rarer = min((means <= 0).sum(), (means >= 0).sum())
-    p_value = min(1.0, 2 * (1 + int(rarer)) / (1 + resamples))
+    low, high = _mean_interval(differences, seed, resamples, level)
+    p_value = _sign_flip_p_value(differences, seed, resamples)
     return PairedDifference(float(differences.mean()), low, high, p_value, len(differences))

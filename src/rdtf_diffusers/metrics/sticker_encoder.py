@@ -25,7 +25,9 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import demo_checkpoint, sticker_encoder_checkpoint
+from ..data.animation import pad_to_square, resize_premultiplied
 from ..data.latents import fingerprint
+from .clip_measures import check_clips
 
 
 class ResidualBlock(nn.Module):
@@ -188,15 +190,16 @@ class StickerEncoder:
         return self
 
     def _prepared(self, clips: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Clips in batches, in the network's size."""
-        if clips.ndim != 5 or clips.shape[2] != 4 or not len(clips):
-            raise ValueError(f"`clips` must be (B, F, 4, H, W) with B above 0, got {tuple(clips.shape)}.")
+        """Clips in batches, RGBA in the network's size: RGB becomes opaque, and what is not square is padded."""
+        check_clips(clips)
         size = self.model.config.sample_size
         for batch in clips.split(self.batch_size):
             batch = batch.to(self.model.device, torch.float32)
+            if batch.shape[2] == 3:
+                batch = torch.cat([batch, torch.ones_like(batch[:, :, :1])], dim=2)
             if batch.shape[-2:] != (size, size):
-                frames = F.interpolate(batch.flatten(0, 1), (size, size), mode="bicubic", antialias=True)
-                batch = frames.clamp(-1, 1).unflatten(0, batch.shape[:2])
+                pixels = pad_to_square(batch.flatten(0, 1).add(1).div(2))
+                batch = resize_premultiplied(pixels, size).mul(2).sub(1).unflatten(0, batch.shape[:2])
             yield batch
 
     @torch.inference_mode()
@@ -204,13 +207,14 @@ class StickerEncoder:
         """Features of clips for Frechet distances (`sticker-FVD`), before the space of captions.
 
         Args:
-            clips: (B, F, 4, H, W) in [-1, 1], premultiplied RGBA, of any size and length.
+            clips: (B, F, C, H, W) in [-1, 1], premultiplied RGBA or RGB over white, of any size and length. RGB is
+                taken as opaque, as a sticker with a white background would be.
 
         Returns:
             (B, W).
 
         Raises:
-            ValueError: clips of another shape.
+            ValueError: these are no clips; see `check_clips`.
         """
         return torch.cat([self.model.clip_states(batch).cpu() for batch in self._prepared(clips)])
 
