@@ -6,23 +6,27 @@
 Animations of a data set give real clips. Stills are set in motion by code, with captions that say how: these clips are
 reported apart. `--output_dir` gets the samples as they are drawn, then results.json (everything), results.md (tables),
 model-index.yml (for a model card) and index.html (samples side by side). The same command goes on where a killed run
-stopped; more models, data sets, tasks and seeds can be added later.
+stopped. More models, data sets, tasks and seeds can be added later; the report is of what this command names, so the
+former ones have to be named again.
 
 Exit codes: 0; 2 after one line about what the user has to put right; 130 after Ctrl-C.
 """
 
 import argparse
 import gc
+import hashlib
 import json
 import logging
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from diffusers.utils import logging as diffusers_logging
@@ -35,26 +39,33 @@ from evaluation_cases import (
     TaskClips,
     clips_of_task,
     distinct,
+    folder_name,
     generate,
     make_batches,
-    read_clips,
-    real_file,
+    set_name,
     write_real_clips,
 )
-from evaluation_measures import Networks, load_networks, make_rows, measure_table, with_alpha
+from evaluation_measures import (
+    ROW_NAMES,
+    Networks,
+    load_networks,
+    make_rows,
+    measure_table,
+    public_spec,
+    try_measures,
+)
 from evaluation_report import markdown, model_index, page, page_clips
 from step_trainer import positive_int
 from torch.utils.data import ConcatDataset
 from tqdm.auto import tqdm
 from training_arguments import DefaultsHelp
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rdtf_diffusers import StickerGenerationPipeline, __version__, demo_checkpoint
 from rdtf_diffusers.checkpoints import SETTINGS, generation_settings
 from rdtf_diffusers.commands.generate import check_hub_id, load_pipeline
 from rdtf_diffusers.data.latents import fingerprint
-from rdtf_diffusers.data.rows import fingerprint_rows
-from rdtf_diffusers.metrics.features import extract_features
 from rdtf_diffusers.metrics.references import NearestTrainingClip
 from rdtf_diffusers.utils.files import write_whole
 from rdtf_diffusers.utils.hub import environment, is_hub_id, public_name
@@ -63,6 +74,8 @@ from rdtf_diffusers.utils.hub import environment, is_hub_id, public_name
 logger = logging.getLogger("evaluate")
 
 RUN_FILE = "run.json"
+CLIP_FOLDERS = ("real", "samples", "references", "given")  # of `output_dir`, with files of this script alone
+UNFINISHED = re.compile(r"\.(\d{5}(-\d+)?\.webp|.+\.json)\.\d+")  # names that `write_whole` gives them at first
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -97,13 +110,39 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add("--padding", choices=["repeat"], help="How a network gets the frames that it needs and a clip has not.")
     add("--text_similarity", nargs="*", default=["sticker"], help='"sticker" or clip:ID.')
     add("--dover", help="A clone of DOVER with its weights: adds its score of quality.")
-    parsed = parser.parse_args(args)
+    words = sys.argv[1:] if args is None else args
+    parsed = parser.parse_args(words)
+    parsed.command = shlex.join(["evaluate.py", *map(public_word, words)])
     if parsed.num_frames < 3:
         parser.error(f"--num_frames must be at least 3 for flicker and loops to be seen, got {parsed.num_frames}")
     if parsed.seed < 0:
         parser.error(f"--seed must not be negative, got {parsed.seed}")
     parsed.tasks = list(dict.fromkeys(parsed.tasks))
     return parsed
+
+
+def public_word(word: str) -> str:
+    """A word of the command line as others may see it: no folders of this machine."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    if not value:
+        return word
+    is_path = Path(value).is_absolute() or Path(value).exists()
+    return option + equals + (public_name(value) if is_path else public_spec(value))
+
+
+def component_fingerprint(component: Any) -> str | None:
+    """Tells a pipeline's components apart: weights, a tokenizer, the settings of a scheduler."""
+    if component is None:
+        return None
+    if isinstance(component, torch.nn.Module):
+        return fingerprint(component)
+    if isinstance(component, PreTrainedTokenizerBase):
+        fast = component.backend_tokenizer.to_str() if component.is_fast else sorted(component.get_vocab().items())
+        facts = [fast, component.model_max_length]
+    else:
+        facts = {name: value for name, value in component.config.items() if not name.startswith("_")}
+    text = json.dumps([type(component).__name__, facts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class RunFile:
@@ -121,20 +160,25 @@ class RunFile:
             raise ValueError(f"{file} is no JSON file: {error}") from error
         accelerator.wait_for_everyone()
 
-    def keep(self, group: str, facts: dict[str, Any]) -> None:
-        """Add facts to a group, such as "arguments".
+    def keep(self, group: str, facts: dict[str, Any], model: str = "*", sets: Iterable[str] = ("*",)) -> None:
+        """Keep the facts of a group, such as "arguments"; others give way to them while they decide no sample.
+
+        Args:
+            model, sets: folders of the samples that they decide; all by default.
 
         Raises:
-            ValueError: the folder was begun with others; they are named.
+            ValueError: the folder has samples that were made with others; they are named.
         """
-        known = self.facts.setdefault(group, {})
-        differences = [f"{k} {known[k]}, not {v}" for k, v in facts.items() if k in known and known[k] != v]
-        if differences:
+        known = self.facts.get(group, facts)
+        samples = (self.file.parent / "samples").glob
+        if known != facts and any(any(samples(f"{model}/{name}/*/*.webp")) for name in sets):
+            names = [name for name in known | facts if known.get(name) != facts.get(name)]
+            differences = ", ".join(f"{name} {known.get(name)}, not {facts.get(name)}" for name in names)
             raise ValueError(
-                f"`output_dir` {self.file.parent} was begun with {', '.join(differences)} ({group}): give what it was "
-                "begun with, or another folder."
+                f"`output_dir` {self.file.parent} was begun with {differences} ({group}): give what it was begun "
+                "with, or another folder."
             )
-        known.update(facts)
+        self.facts[group] = facts
         if self.accelerator.is_main_process:
             write_whole(self.file, (json.dumps(self.facts, indent=1) + "\n").encode())
 
@@ -155,13 +199,19 @@ class Evaluation:
             raise ValueError(f"`output_dir` {self.folder} is a file.")
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
-            for unfinished in self.folder.rglob(".*.webp.*"):  # of a killed run
-                unfinished.unlink()
+            remove_unfinished(self.folder)
         self.run_file = RunFile(self.folder / RUN_FILE, self.accelerator)
         names = ("seed", "num_frames", "max_clips", "batch_size")
         self.run_file.keep("arguments", {name: getattr(args, name) for name in names})
+        self.versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+        self.versions = {"rdtf_diffusers": __version__} | self.versions
+        self.run_file.keep("versions", self.versions)
         self.stickers = self.open_datasets(args.dataset, args.dataset_split, args.max_clips)
-        self.run_file.keep("data sets", {stickers.name: fingerprint_rows(stickers.rows) for stickers in self.stickers})
+        self.training_stickers = self.open_datasets(args.train_dataset, "train", None)
+        for stickers in self.stickers:
+            sets = [folder_name(set_name(stickers.name, moved)) for moved in (False, True)]
+            self.run_file.keep(f"data set {stickers.name}", stickers.facts, sets=sets)
+        self.sources = self.find_models(args.pipeline or [demo_checkpoint()])
         self.models: list[EvaluatedModel] = []
         self.tables: list[TaskClips] = []
         self.networks: Networks | None = None
@@ -175,69 +225,75 @@ class Evaluation:
             for source, name in zip(sources, distinct(map(public_name, sources)))
         ]
 
+    def find_models(self, sources: Sequence[str]) -> dict[str, str]:
+        """Folders and Hub ids by the names of the models, none of which is that of another row of the tables.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for source in sources:
+            if is_hub_id(source):
+                check_hub_id(source, "--pipeline")
+            elif not Path(source).is_dir():
+                raise ValueError(f"`pipeline` {source}: there is no such folder.")
+        return dict(zip(distinct(map(public_name, sources), ROW_NAMES), sources))
+
     def load(self, name: str, source: str) -> tuple[EvaluatedModel, StickerGenerationPipeline]:
         """A model, and how it is asked.
 
         Raises:
-            ValueError, OSError: there is none, or it is another one than in an earlier run.
+            ValueError, OSError: it cannot be loaded, or it is another one than that of the samples.
         """
         args = self.args
-        if is_hub_id(source):
-            check_hub_id(source)
-        elif not Path(source).is_dir():
-            raise ValueError(f"`pipeline` {source}: there is no such folder.")
-        settings = generation_settings(source)
-        settings |= {setting: getattr(args, setting) for setting in SETTINGS if getattr(args, setting) is not None}
+        given = {setting: getattr(args, setting) for setting in SETTINGS if getattr(args, setting) is not None}
+        settings = generation_settings(source) | given
         pipeline = load_pipeline(source, str(self.accelerator.device), args.dtype)
         pipeline.set_progress_bar_config(disable=True)
         size = args.resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         dtype = str(pipeline.unet.dtype).removeprefix("torch.")
         model = EvaluatedModel(name, source, settings, ClipForm(size, pipeline.vae.config.in_channels), dtype)
-        weights = {"unet": fingerprint(pipeline.unet), "vae": fingerprint(pipeline.vae)}
-        self.run_file.keep(f"model {name}", settings | weights | {"form": model.form.name, "dtype": dtype})
+        facts = {setting: settings.get(setting) for setting in SETTINGS}
+        parts = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+        facts |= {part: component_fingerprint(getattr(pipeline, part)) for part in parts}
+        facts |= {"form": model.form.name, "dtype": dtype}
+        self.run_file.keep(f"model {name}", facts, model=folder_name(name))
         return model, pipeline
+
+    def prepare(self) -> None:
+        """All that can fail before the first sample is drawn: every model is loaded once, every measure is tried."""
+        args = self.args
+        for name, source in self.sources.items():
+            model = self.load(name, source)[0]
+            sets = write_real_clips(self.stickers, model.form, self.folder, self.accelerator)
+            self.models.append(model)
+            gc.collect()  # before the next one comes; components know each other
+        self.tables = [  # the same clips in every form
+            clips_of_task(clip_set, EVALUATION_TASKS[task], args.num_frames)
+            for clip_set in sets
+            for task in args.tasks
+        ]
+        if self.accelerator.is_main_process:
+            motions = any(asked.procedural and asked.task.uses_text for asked in self.tables)
+            self.networks = load_networks(
+                args.features, args.text_similarity, args.padding, args.dover, self.accelerator.device, motions
+            )
+            try_measures(self.tables, list({model.form for model in self.models}), self.networks, self.folder)
+        self.accelerator.wait_for_everyone()
 
     def run(self) -> None:
         """Draws, measures, reports."""
         args = self.args
-        sources = args.pipeline or [demo_checkpoint()]
-        for name, source in zip(distinct(map(public_name, sources)), sources):
+        self.prepare()
+        batches = make_batches(self.tables, args.seeds, args.batch_size)
+        for name, source in self.sources.items():
             model, pipeline = self.load(name, source)
-            sets = write_real_clips(self.stickers, model.form, self.folder, self.accelerator)
-            self.tables = [
-                clips_of_task(clip_set, EVALUATION_TASKS[task], args.num_frames)
-                for clip_set in sets
-                for task in args.tasks
-            ]
-            if self.accelerator.is_main_process and self.networks is None:
-                self.networks = self.load_networks(model.form)
-            batches = make_batches(self.tables, args.seeds, args.batch_size)
             generate(pipeline, model, batches, args.seed, self.folder, self.accelerator)
-            self.models.append(model)
             del pipeline
-            gc.collect()  # before the next one comes; components know each other
+            gc.collect()
         if self.accelerator.is_main_process:
             self.report()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-    def load_networks(self, form: ClipForm) -> Networks:
-        """What measures the samples, tried on real clips: what does not work is better known before hours of drawing.
-
-        Raises:
-            ValueError, OSError: a network cannot be loaded or does not take the clips.
-        """
-        args = self.args
-        motions = any(asked.procedural and asked.task.uses_text for asked in self.tables)
-        networks = load_networks(
-            args.features, args.text_similarity, args.padding, args.dover, self.accelerator.device, motions
-        )
-        asked = self.tables[0]
-        files = [real_file(self.folder, form, asked.set_name, clip) for clip in asked.clips[:2]]
-        clips = with_alpha(read_clips(files, args.num_frames, form))
-        for network in networks.features.values():
-            extract_features(network, clips)
-        return networks
 
     def report(self) -> None:
         """Measures all tables and writes what the run leaves."""
@@ -260,8 +316,7 @@ class Evaluation:
 
     def nearest_training_clips(self) -> dict[ClipForm, NearestTrainingClip]:
         """The clips of `--train_dataset`, to be searched in each size that models have."""
-        sources = self.open_datasets(self.args.train_dataset, "train", None)
-        nearest = {}
+        sources, nearest = self.training_stickers, {}
         for form in dict.fromkeys(model.form for model in self.models) if sources else ():
             captions = None
             if "t2v" in self.args.tasks:  # where there is no frame to search for
@@ -278,13 +333,16 @@ class Evaluation:
         settings |= {
             name: [public_name(source) for source in getattr(args, name)] for name in ("dataset", "train_dataset")
         }
-        versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
         return {
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": args.command,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "hardware": environment(self.accelerator.num_processes)["hardware"],
-            "versions": {"rdtf_diffusers": __version__, **versions},
+            "versions": self.versions,
             "settings": settings,
+            "datasets": [
+                {"name": stickers.name, "hub_id": stickers.source if is_hub_id(stickers.source) else None}
+                for stickers in self.stickers
+            ],
             "models": [
                 {
                     "name": model.name,
@@ -297,6 +355,14 @@ class Evaluation:
             ],
             "tables": [],
         }
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Files that a killed run was writing."""
+    for clips in CLIP_FOLDERS:
+        for file in (folder / clips).rglob(".*"):
+            if UNFINISHED.fullmatch(file.name):
+                file.unlink()
 
 
 def main(args: list[str] | None = None) -> int:
@@ -313,6 +379,10 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on behind the last sample", file=sys.stderr)
         return 130
+    except torch.OutOfMemoryError:
+        advice = "give a smaller --batch_size (and another --output_dir if there are samples already)"
+        print(f"evaluate.py: error: the accelerator's memory is full: {advice}", file=sys.stderr)
+        return 2
     except (OSError, ValueError) as error:
         print(f"evaluate.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -10,17 +10,20 @@ Everything random depends on the seed, the clip's number in its data set and the
 other models or the number of processes. What is there already is not made again.
 """
 
+import json
 import logging
 import os
-from collections import Counter
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -28,7 +31,7 @@ from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.commands.output import slug
 from rdtf_diffusers.data.animation import AnimationError, frames_to_clip, read_animation
 from rdtf_diffusers.data.dataset import ClipMaker, draw_rows
-from rdtf_diffusers.data.rows import load_rows, read_row
+from rdtf_diffusers.data.rows import check_files, fingerprint_rows, load_rows, read_row
 from rdtf_diffusers.stickers.encode import encode
 from rdtf_diffusers.training.collator import row_generator
 from rdtf_diffusers.utils.files import write_whole
@@ -105,13 +108,24 @@ class ClipSet:
     """Clips that are reported together.
 
     Attributes:
-        name: of the data set; stills that were set in motion by code are a set of their own and say so.
-        procedural: whether they were.
+        dataset: the name of the data set that they are from.
+        skipped: how many of its files could not be read.
+        procedural: whether they are stills that were set in motion by code.
     """
 
-    name: str
+    dataset: str
+    skipped: int
     procedural: bool
     clips: tuple[EvaluationClip, ...]
+
+    @property
+    def name(self) -> str:
+        return set_name(self.dataset, self.procedural)
+
+
+def set_name(dataset: str, procedural: bool) -> str:
+    """What the animations of a data set are called in reports, or its stills, which were set in motion by code."""
+    return f"{dataset}, set in motion" if procedural else dataset
 
 
 @dataclass(frozen=True)
@@ -119,10 +133,13 @@ class TaskClips:
     """The clips of a set that a task is asked of: one table of the report.
 
     Attributes:
+        set_name, dataset, skipped, procedural: of the `ClipSet`.
         condition_mask: (F,) bool, which of their frames are given.
     """
 
     set_name: str
+    dataset: str
+    skipped: int
     procedural: bool
     task: EvaluationTask
     clips: tuple[EvaluationClip, ...]
@@ -148,7 +165,8 @@ def clips_of_task(clip_set: ClipSet, task: EvaluationTask, num_frames: int) -> T
     if len(clips) < 2:
         kind = "clips with a caption" if task.needs_text else "clips"
         raise ValueError(f"{clip_set.name}: {task.name} needs at least two {kind}, got {len(clips)}.")
-    return TaskClips(clip_set.name, clip_set.procedural, task, clips, task.condition_mask(num_frames))
+    about = (clip_set.name, clip_set.dataset, clip_set.skipped, clip_set.procedural)
+    return TaskClips(*about, task, clips, task.condition_mask(num_frames))
 
 
 class EvaluationStickers:
@@ -165,7 +183,8 @@ class EvaluationStickers:
         options: of `load_rows`.
 
     Attributes:
-        numbers: the rows that can be read; others are named in a warning.
+        drawn: the numbers of the rows that are taken.
+        facts: what decides the clips, but for their form.
 
     Raises:
         ValueError: as `load_rows`, or no row can be read.
@@ -180,13 +199,17 @@ class EvaluationStickers:
         max_clips: int | None = None,
         **options: str | None,
     ):
-        self.name, self.num_frames, self.seed = name, num_frames, seed
+        self.source, self.name, self.num_frames, self.seed = source, name, num_frames, seed
         self.rows = load_rows(source, **options)
-        self.numbers = [
-            number for number in draw_rows(len(self.rows), max_clips, seed).tolist() if self._opens(number)
-        ]
-        if not self.numbers:
-            raise ValueError(f"{source}: no clip of the data set can be read.")
+        self.drawn: list[int] = draw_rows(len(self.rows), max_clips, seed).tolist()
+        check_files(self.rows[number] for number in self.drawn)
+        self.facts = {"rows": fingerprint_rows(self.rows), "num_frames": num_frames, "seed": seed}
+        self.facts |= {"max_clips": max_clips}
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Those of `drawn` that can be read. The first use reads them all."""
+        return [number for number in self.drawn if self._opens(number)]
 
     def _opens(self, number: int) -> bool:
         try:
@@ -222,15 +245,22 @@ class ClipsInForm(Sequence):
         return self.stickers.read(self.stickers.numbers[place], self.form)[0]
 
 
-def distinct(names: Iterable[str]) -> list[str]:
-    """The names, with a number where one would share its folder with an earlier one."""
-    taken: Counter[str] = Counter()
+def folder_name(name: str) -> str:
+    """The folder of a model or set: its name as far as a folder can have it, with the whole number of `distinct`."""
+    words, number = re.fullmatch(r"(.*?)(?: \((\d+)\))?", name, re.DOTALL).groups()
+    return f"{slug(words)}-{number}" if number else slug(words)
+
+
+def distinct(names: Iterable[str], reserved: Iterable[str] = ()) -> list[str]:
+    """The names, with a number where one would share its folder with an earlier or a reserved one."""
+    taken = {folder_name(name) for name in reserved}
     result = []
     for name in names:
-        number = 1
-        while taken[slug(unique := name if number == 1 else f"{name} ({number})")]:
+        unique, number = name, 1
+        while folder_name(unique) in taken:
             number += 1
-        taken[slug(unique)] += 1
+            unique = f"{name} ({number})"
+        taken.add(folder_name(unique))
         result.append(unique)
     return result
 
@@ -258,12 +288,13 @@ def read_clips(files: Sequence[Path], num_frames: int, form: ClipForm) -> torch.
 
 def real_file(folder: Path, form: ClipForm, set_name: str, clip: EvaluationClip) -> Path:
     """Where a real clip stands in the size of a model."""
-    return folder / "real" / slug(form.name) / slug(set_name) / f"{clip.number:05d}.webp"
+    return folder / "real" / slug(form.name) / folder_name(set_name) / f"{clip.number:05d}.webp"
 
 
 def sample_file(folder: Path, model: str, asked: TaskClips, clip: EvaluationClip, seed: int) -> Path:
     """Where a model's sample stands, try number `seed`."""
-    return folder / "samples" / slug(model) / slug(asked.set_name) / asked.task.name / f"{clip.number:05d}-{seed}.webp"
+    place = folder / "samples" / folder_name(model) / folder_name(asked.set_name) / asked.task.name
+    return place / f"{clip.number:05d}-{seed}.webp"
 
 
 def write_real_clips(
@@ -276,22 +307,59 @@ def write_real_clips(
     """
     sets = []
     for stickers in sources:
-        clips: dict[bool, list[EvaluationClip]] = {False: [], True: []}
-        names = {False: stickers.name, True: f"{stickers.name}, set in motion"}
-        hidden = not accelerator.is_local_main_process
-        for place, number in enumerate(tqdm(stickers.numbers, desc=stickers.name, leave=False, disable=hidden)):
-            frames, clip, procedural = stickers.read(number, form)
-            clips[procedural].append(clip)
-            file = real_file(folder, form, names[procedural], clip)
-            if place % accelerator.num_processes == accelerator.process_index and not file.exists():
-                write_clip(file, clip_to_frames(frames))
-        for procedural, found in clips.items():
-            if len(found) == 1 and len(stickers.numbers) > 2:
-                logger.warning("%s: left out, as it is one clip only.", names[procedural])
-            elif found:
-                sets.append(ClipSet(names[procedural], procedural, tuple(found)))
-    accelerator.wait_for_everyone()
+        found = real_clips(stickers, form, folder, accelerator)
+        for procedural in (False, True):
+            clips = tuple(clip for clip, moved in found if moved == procedural)
+            clip_set = ClipSet(stickers.name, len(stickers.drawn) - len(found), procedural, clips)
+            if len(clips) == 1 and len(found) > 2:
+                logger.warning("%s: left out, as it is one clip only.", clip_set.name)
+            elif clips:
+                sets.append(clip_set)
     return sets
+
+
+def real_clips(
+    stickers: EvaluationStickers, form: ClipForm, folder: Path, accelerator: Accelerator
+) -> list[tuple[EvaluationClip, bool]]:
+    """The clips of a data set, each with whether it was set in motion by code; their files are there afterwards.
+
+    What they are called and show stands beside the files, so that another run need not decode them to know. It is
+    written last: where it is missing or of other facts (the folder may hold files of a run that came to no sample),
+    all files are written anew.
+    """
+    index = folder / "real" / slug(form.name) / f"{folder_name(stickers.name)}.json"
+    noted = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    known = {}
+    if noted.get("facts") == stickers.facts:
+        known = {clip["number"]: (EvaluationClip(**clip), moved) for clip, moved in noted["clips"]}
+    accelerator.wait_for_everyone()  # all have read it
+    if accelerator.is_main_process and not known:
+        index.unlink(missing_ok=True)
+    numbers = stickers.drawn if not known else list(known)
+    mine = numbers[accelerator.process_index :: accelerator.num_processes]
+    clips = []
+    for number in tqdm(mine, desc=stickers.name, leave=False, disable=not accelerator.is_local_main_process):
+        if number in known and clip_file(stickers, form, folder, *known[number]).exists():
+            clips.append(known[number])
+            continue
+        try:
+            frames, clip, moved = stickers.read(number, form)
+        except AnimationError as error:
+            logger.warning("Skipped: %s", error)
+            continue
+        write_clip(clip_file(stickers, form, folder, clip, moved), clip_to_frames(frames))
+        clips.append((clip, moved))
+    clips = sorted(gather_object(clips), key=lambda found: found[0].number)
+    if accelerator.is_main_process and not known:
+        noted = {"facts": stickers.facts, "clips": [[asdict(clip), moved] for clip, moved in clips]}
+        write_whole(index, (json.dumps(noted, ensure_ascii=False) + "\n").encode())
+    accelerator.wait_for_everyone()
+    return clips
+
+
+def clip_file(stickers: EvaluationStickers, form: ClipForm, folder: Path, clip: EvaluationClip, moved: bool) -> Path:
+    """`real_file` of a data set's clip."""
+    return real_file(folder, form, set_name(stickers.name, moved), clip)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ A table is one set of clips under one task. Its rows are the real clips, referen
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from rdtf_diffusers.metrics.clip_measures import (
     psnr,
     ssim,
 )
-from rdtf_diffusers.metrics.features import FeatureNetwork, extract_features, load_feature_network
-from rdtf_diffusers.metrics.frechet import frechet_interval, real_floor
+from rdtf_diffusers.metrics.features import FeatureNetwork, StickerFeatures, load_feature_network
+from rdtf_diffusers.metrics.frechet import split_difference, split_distances, split_estimate
 from rdtf_diffusers.metrics.references import NearestTrainingClip, blend_known_frames, hold_known_frames
-from rdtf_diffusers.metrics.similarity import TextSimilarity, load_text_similarity
+from rdtf_diffusers.metrics.similarity import StickerTextSimilarity, TextSimilarity, load_text_similarity
 from rdtf_diffusers.metrics.statistics import Estimate, bootstrap_mean, paired_difference
 from rdtf_diffusers.metrics.sticker_encoder import StickerEncoder, load_sticker_encoder
 from rdtf_diffusers.metrics.video_quality import Blockiness, DoverQuality, Sharpness, VideoQualityMetric
@@ -40,8 +41,15 @@ from rdtf_diffusers.utils.hub import public_name
 
 
 REAL = "real clips"
+STILL = "first frame repeated"
+HELD = "known frames held"
+BLENDED = "known frames blended"
+NEAREST = "nearest training clip"
+ROW_NAMES = (REAL, STILL, HELD, BLENDED, NEAREST)
 FRECHET_CLIPS = 4  # that a distance with an interval needs at least
+TESTED_CLIPS = 10  # below, a test hardly tells chance from a difference
 SHARPNESS_CLIPS = 100  # real ones that say how sharp clips are
+LEAST_SHARPNESS = 2**-6  # share of real clips' at which a blank clip is counted
 BLOCK = 8  # pixels
 
 
@@ -53,13 +61,13 @@ class Shown:
         clips: (B, F, C, H, W) in [-1, 1], of a model or reference.
         truth: the real clips, the same shape.
         condition_mask: (B, F) bool, which frames were given.
-        asked: B captions and motions.
+        requests: B captions and motions.
     """
 
     clips: torch.Tensor
     truth: torch.Tensor
     condition_mask: torch.Tensor
-    asked: Sequence[EvaluationClip]
+    requests: Sequence[EvaluationClip]
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,11 @@ class Measure:
         name: in results.json.
         title: in tables.
         unit: of the figure.
-        goal: "higher" or "lower", where that is better; "real": as near to the real clip's as can be; "none".
+        goal: "higher" or "lower", where that is better; "real": to be read beside the real clips' figure, not tested.
         values: (B,) of shown clips, NaN where a clip cannot be measured.
         of_truth: whether it compares with the real clip, so that it says nothing about the real clips themselves.
-        of_pixels: whether a clip of another size has another value.
+        of_motion: whether clips that stand still are outside of it, and not tested.
+        alike: attributes of `ClipForm` that rows must share for their values to be comparable.
     """
 
     name: str
@@ -82,7 +91,8 @@ class Measure:
     goal: str
     values: Callable[[Shown], torch.Tensor]
     of_truth: bool = False
-    of_pixels: bool = True
+    of_motion: bool = False
+    alike: tuple[str, ...] = ("size", "channels")
 
 
 @dataclass(frozen=True)
@@ -115,12 +125,21 @@ def load_networks(
     Raises:
         ValueError, OSError: one cannot be loaded.
     """
-    return Networks(
+    networks = Networks(
         {public_spec(spec): load_feature_network(spec, padding, device) for spec in features},
         {public_spec(spec): load_text_similarity(spec, device) for spec in similarities},
-        load_sticker_encoder().to(device) if motions else None,
+        None,
         None if dover is None else DoverQuality(dover, device),
     )
+    return replace(networks, encoder=motion_encoder(networks, device)) if motions else networks
+
+
+def motion_encoder(networks: Networks, device: torch.device) -> StickerEncoder:
+    """A sticker encoder that the networks hold already and that knows motions; else the bundled one."""
+    for network in (*networks.similarities.values(), *networks.features.values()):
+        if isinstance(network, StickerTextSimilarity | StickerFeatures) and network.encoder.motions:
+            return network.encoder
+    return load_sticker_encoder().to(device)
 
 
 def public_spec(spec: str) -> str:
@@ -129,22 +148,17 @@ def public_spec(spec: str) -> str:
     return f"{kind}:{public_name(source)}" if colon else kind
 
 
-def with_alpha(clips: torch.Tensor) -> torch.Tensor:
-    """Clips (B, F, 4, H, W): those over white are opaque."""
-    return clips if clips.shape[2] == 4 else torch.cat([clips, torch.ones_like(clips[:, :, :1])], dim=2)
-
-
 def motion_is_seen(encoder: StickerEncoder, shown: Shown) -> torch.Tensor:
     """(B,), 1 where the asked motion is the classifier's first answer, 0 where it is not, NaN where none is known."""
-    answers = encoder.classify_motion(with_alpha(shown.clips)).argmax(dim=1).tolist()
-    seen = [encoder.motions[answer] == clip.motion for answer, clip in zip(answers, shown.asked)]
-    return torch.tensor([math.nan if clip.motion is None else float(s) for s, clip in zip(seen, shown.asked)])
+    answers = encoder.classify_motion(shown.clips).argmax(dim=1).tolist()
+    seen = [encoder.motions[answer] == clip.motion for answer, clip in zip(answers, shown.requests)]
+    return torch.tensor([math.nan if clip.motion is None else float(s) for s, clip in zip(seen, shown.requests)])
 
 
 def text_similarity(network: TextSimilarity, shown: Shown) -> torch.Tensor:
     """(B,), NaN where a clip has no caption."""
-    scores = network(with_alpha(shown.clips), [clip.caption for clip in shown.asked])
-    empty = torch.tensor([not clip.caption.strip() for clip in shown.asked])
+    scores = network(shown.clips, [clip.caption for clip in shown.requests])
+    empty = torch.tensor([not clip.caption.strip() for clip in shown.requests])
     return scores.cpu().masked_fill(empty, math.nan)
 
 
@@ -158,7 +172,20 @@ def on_pairs(function: Callable[..., torch.Tensor]) -> Callable[[Shown], torch.T
     return lambda shown: function(shown.clips, shown.truth, shown.condition_mask)
 
 
+def beside_real(
+    name: str, title: str, unit: str, function: Callable[[torch.Tensor], torch.Tensor], of_motion: bool = False
+) -> tuple[Measure, Measure]:
+    """A figure that should be as that of the real clips, and how far from the real clip's it is, clip by clip."""
+
+    def distance(shown: Shown) -> torch.Tensor:
+        return (function(shown.clips) - function(shown.truth)).abs()
+
+    far = (f"{name}_distance", f"{title}, distance from real", unit, "lower", distance)
+    return Measure(name, title, unit, "real", on_clips(function)), Measure(*far, of_truth=True, of_motion=of_motion)
+
+
 PIXEL_MEASURES = (
+    Measure("motion_energy", "motion energy", "share of the range", "real", on_clips(motion_energy)),
     Measure(
         "motion_log_ratio",
         "motion, distance from real",
@@ -167,9 +194,8 @@ PIXEL_MEASURES = (
         lambda shown: motion_log_ratio(shown.clips, shown.truth),
         of_truth=True,
     ),
-    Measure("motion_energy", "motion energy", "share of the range", "none", on_clips(motion_energy)),
-    Measure("flicker", "flicker", "levels of 255", "real", on_clips(flicker)),
-    Measure("loop_seam", "loop seam", "ratio", "real", on_clips(loop_seam)),
+    *beside_real("flicker", "flicker", "levels of 255", flicker, of_motion=True),
+    *beside_real("loop_seam", "loop seam", "ratio", loop_seam, of_motion=True),
     Measure(
         "known_frame_error",
         "given frames, error",
@@ -187,43 +213,50 @@ PIXEL_MEASURES = (
 def pixel_measures(asked: TaskClips, form: ClipForm) -> list[Measure]:
     """Those of `PIXEL_MEASURES` that say something about a task: none of given frames where none is given, and so on.
 
-    What comes after one frame, or none, can be right without being the truth: no PSNR and SSIM there.
+    What comes after one frame, or none, can be right without being the truth: no PSNR, SSIM and silhouettes there.
     """
     left_out = set()
     if not asked.known:
-        left_out |= {"known_frame_error", "alpha_iou"}
+        left_out.add("known_frame_error")
     if form.channels == 3:
         left_out.add("alpha_iou")
     if len(asked.known) < 2:
-        left_out |= {"psnr", "ssim"}
+        left_out |= {"psnr", "ssim", "alpha_iou"}
     if form.size < SSIM_WINDOW:
         left_out.add("ssim")
     return [measure for measure in PIXEL_MEASURES if measure.name not in left_out]
 
 
 def text_measures(asked: TaskClips, networks: Networks) -> list[Measure]:
-    """Whether a clip shows what its caption says; for tasks that give the caption."""
+    """Whether a clip shows what its caption says; for tasks that give the caption.
+
+    The sticker encoder sees transparency, so that the same sticker over white is another one to it; other networks are
+    shown everything over white.
+    """
     if not asked.task.uses_text:
         return []
-    found = {
-        (f"text_similarity/{spec}", network.name, "cosine"): partial(text_similarity, network)
-        for spec, network in networks.similarities.items()
-    }
+    found = []
+    for spec, network in networks.similarities.items():
+        about = (f"text_similarity/{spec}", network.name, "cosine", "higher", partial(text_similarity, network))
+        found.append(Measure(*about, alike=("channels",) if isinstance(network, StickerTextSimilarity) else ()))
     if asked.procedural:
-        found["asked_motion", "asked motion seen", "share"] = partial(motion_is_seen, networks.encoder)
-    return [Measure(*about, "higher", values, of_pixels=False) for about, values in found.items()]
+        seen = partial(motion_is_seen, networks.encoder)
+        found.append(Measure("asked_motion", "asked motion seen", "share", "higher", seen, alike=("channels",)))
+    return found
 
 
 def quality_measures(asked: TaskClips, form: ClipForm, networks: Networks, folder: Path) -> list[Measure]:
     """How good clips look without the true ones beside them."""
     places = np.unique(np.linspace(0, len(asked.clips) - 1, SHARPNESS_CLIPS).round().astype(int))
     files = [real_file(folder, form, asked.set_name, asked.clips[place]) for place in places]
-    metrics: dict[str, VideoQualityMetric] = {"sharpness": Sharpness(read_clips(files, asked.num_frames, form))}
-    if form.size > BLOCK:
-        metrics["blockiness"] = Blockiness(BLOCK)
-    if networks.dover is not None:
-        metrics["dover"] = networks.dover
-    return [
+    sharpness = Sharpness(read_clips(files, asked.num_frames, form))
+
+    def doublings(clips: torch.Tensor) -> torch.Tensor:
+        return sharpness.ratio(clips).clamp(min=LEAST_SHARPNESS).log2()
+
+    metrics: dict[str, VideoQualityMetric] = {"blockiness": Blockiness(BLOCK)} if form.size > BLOCK else {}
+    metrics |= {} if networks.dover is None else {"dover": networks.dover}
+    return [*beside_real("sharpness", "sharpness", "doublings of the median real clip's", doublings)] + [
         Measure(name, metric.name, "score", "higher" if metric.higher_is_better else "lower", on_clips(metric))
         for name, metric in metrics.items()
     ]
@@ -235,6 +268,20 @@ def choose_measures(asked: TaskClips, form: ClipForm, networks: Networks, folder
     return measures + quality_measures(asked, form, networks, folder)
 
 
+def try_measures(tables: Sequence[TaskClips], forms: Sequence[ClipForm], networks: Networks, folder: Path) -> None:
+    """Measures two real clips of each table in each form: what does not work is better known before hours of drawing.
+
+    Raises:
+        ValueError, OSError: a measure or a network does not take the clips.
+    """
+    for asked in tables:
+        for form in forms:
+            row = Row(REAL, "real", form, 1, lambda part, truth, mask, seed: truth)
+            first = replace(asked, clips=asked.clips[:2])
+            measures = {measure.name: measure for measure in choose_measures(asked, form, networks, folder)}
+            measure_row(row, first, measures, networks, folder, batch_size=2)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a table: where its clips come from.
@@ -244,7 +291,8 @@ class Row:
         kind: "real", "reference" or "model".
         form: size and channels of its clips.
         seeds: tries per clip.
-        clips: asked clips, real clips (B, F, C, S, S), condition mask (B, F), number of the try -> (B, F, C, S, S).
+        clips: requests, real clips (B, F, C, S, S), condition mask (B, F), number of the try -> (B, F, C, S, S).
+        is_still: whether nothing moves in its clips, by their making.
     """
 
     name: str
@@ -252,6 +300,7 @@ class Row:
     form: ClipForm
     seeds: int
     clips: Callable[[Sequence[EvaluationClip], torch.Tensor, torch.Tensor, int], torch.Tensor]
+    is_still: bool = False
 
 
 def make_rows(
@@ -268,7 +317,7 @@ def make_rows(
         suffix = f", {form.name}" if len(forms) > 1 else ""
         rows.append(Row(REAL + suffix, "real", form, 1, lambda part, truth, mask, seed: truth))
         for name, make in references(asked, nearest.get(form)).items():
-            rows.append(Row(name + suffix, "reference", form, 1, make))
+            rows.append(Row(name + suffix, "reference", form, 1, make, is_still=name == STILL))
     for model in models:
 
         def read(part, truth, mask, seed, model=model):
@@ -283,14 +332,11 @@ def references(asked: TaskClips, nearest: NearestTrainingClip | None) -> dict[st
     """Answers to a task that need no model, as `Row.clips`."""
     known, made = asked.known, {}
     if known:
-        name = "first frame repeated" if known == [0] else "known frames held"
-        made[name] = lambda part, truth, mask, seed: hold_known_frames(truth, mask)
+        made[STILL if known == [0] else HELD] = lambda part, truth, mask, seed: hold_known_frames(truth, mask)
     if len(known) > 1 and known[-1] - known[0] >= len(known):  # else nothing is hidden between them
-        made["known frames blended"] = lambda part, truth, mask, seed: blend_known_frames(truth, mask)
+        made[BLENDED] = lambda part, truth, mask, seed: blend_known_frames(truth, mask)
     if nearest is not None:
-        made["nearest training clip"] = lambda part, truth, mask, seed: nearest(
-            truth, mask, [clip.caption for clip in part]
-        )
+        made[NEAREST] = lambda part, truth, mask, seed: nearest(truth, mask, [clip.caption for clip in part])
     return made
 
 
@@ -322,20 +368,26 @@ class Measured:
 def measure_row(
     row: Row, asked: TaskClips, measures: dict[str, Measure], networks: Networks, folder: Path, batch_size: int
 ) -> Measured:
-    """All that is measured of a row."""
+    """All that is measured of a row.
+
+    Raises:
+        ValueError: a network gives features that are not finite.
+    """
     values: dict[str, list[torch.Tensor]] = {name: [] for name in measures}
     features: dict[str, list[np.ndarray]] = {spec: [] for spec in networks.features}
     for seed in range(row.seeds):
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in measures}
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in (*measures, *features)}
         for shown in shown_clips(row, asked, seed, folder, batch_size):
             for name, measure in measures.items():
                 parts[name].append(measure.values(shown).cpu())
-        for name, found in parts.items():
-            values[name].append(torch.cat(found))
-        for spec, network in networks.features.items():
-            batches = shown_clips(row, asked, seed, folder, batch_size)
-            clips = (clip for shown in batches for clip in with_alpha(shown.clips))
-            features[spec].append(extract_features(network, clips, batch_size))
+            for spec, network in networks.features.items():
+                parts[spec].append(network(shown.clips).cpu())
+                if not parts[spec][-1].isfinite().all():
+                    raise ValueError(f"{network.name} gives features of {row.name} that are not finite.")
+        for name in measures:
+            values[name].append(torch.cat(parts[name]))
+        for spec in features:
+            features[spec].append(torch.cat(parts[spec]).double().numpy())
     stacked = {name: torch.stack(tries, dim=1).double().numpy() for name, tries in values.items()}
     return Measured(measures, stacked, features)
 
@@ -354,15 +406,18 @@ def measure_table(
     for row in rows:
         measures = {m.name: m for m in chosen[row.form] if row.kind != "real" or not m.of_truth}
         measured[row] = measure_row(row, asked, measures, networks, folder, batch_size)
+    distances = frechet_distances(measured)
     return {
         "set": asked.set_name,
+        "dataset": asked.dataset,
+        "skipped": asked.skipped,
         "procedural": asked.procedural,
         "task": asked.task.name,
         "known_frames": asked.known,
         "clips": [asdict(clip) for clip in asked.clips],
         "rows": [{"name": row.name, "kind": row.kind, "form": row.form.name, "seeds": row.seeds} for row in rows],
-        "figures": [*frechet_figures(measured, networks), *mean_figures(measured)],
-        "tests": paired_tests(measured),
+        "figures": [*frechet_figures(distances, networks, len(asked.clips)), *mean_figures(measured)],
+        "tests": [*frechet_tests(distances, len(asked.clips)), *paired_tests(measured)],
         "values": {
             row.name: {name: to_lists(values) for name, values in found.values.items()}
             for row, found in measured.items()
@@ -375,21 +430,37 @@ def to_lists(values: np.ndarray) -> list[list[float | None]]:
     return [[None if math.isnan(value) else value for value in tries] for tries in values.tolist()]
 
 
-def frechet_figures(measured: dict[Row, Measured], networks: Networks) -> Iterator[dict[str, Any]]:
-    """Frechet distances to the real clips of the same size; of the real clips themselves, that of two halves.
+def frechet_distances(measured: dict[Row, Measured]) -> dict[Row, dict[str, np.ndarray]]:
+    """By row and network, the Frechet distances of one half of the clips from the other half of the real ones.
 
-    A distance depends on the number of clips. So tries are not put together: each is measured alone, and the figure
-    is the mean over the tries.
+    All rows have the same splits, see `split_distances`. A distance depends on the number of clips, so tries are not
+    put together: the distances of each are averaged.
     """
     real = {row.form: found.features for row, found in measured.items() if row.kind == "real"}
+    distances: dict[Row, dict[str, np.ndarray]] = {}
     for row, found in measured.items():
-        for spec, network in networks.features.items():
-            truth = real[row.form][spec][0]
-            if len(truth) < FRECHET_CLIPS:
-                continue
-            estimate = real_floor(truth) if row.kind == "real" else frechet_interval(found.features[spec], truth)
+        truths = {spec: tries[0] for spec, tries in real[row.form].items() if len(tries[0]) >= FRECHET_CLIPS}
+        distances[row] = {spec: split_distances(found.features[spec], truth) for spec, truth in truths.items()}
+    return distances
+
+
+def frechet_figures(
+    distances: dict[Row, dict[str, np.ndarray]], networks: Networks, n: int
+) -> Iterator[dict[str, Any]]:
+    """The means of `frechet_distances` over splits; that of the real clips is what real clips reach."""
+    for row, found in distances.items():
+        for spec, draws in found.items():
+            network = networks.features[spec]
             about = {"measure": f"frechet/{spec}", "title": f"Frechet, {network.name}", "unit": "features squared"}
-            yield figure(row, estimate, **about, goal="lower", padding=network.padding)
+            yield figure(row, split_estimate(draws, n), **about, goal="lower", padding=network.padding)
+
+
+def frechet_tests(distances: dict[Row, dict[str, np.ndarray]], n: int) -> Iterator[dict[str, Any]]:
+    """Each model against each reference and each other model of its form, split by split."""
+    for row, other in pairs_to_test(distances) if n >= TESTED_CLIPS else ():
+        for spec in distances[row] if row.form == other.form else ():
+            difference = split_difference(distances[row][spec], distances[other][spec], n)
+            yield {"row": row.name, "against": other.name, "measure": f"frechet/{spec}", **asdict(difference)}
 
 
 def mean_figures(measured: dict[Row, Measured]) -> Iterator[dict[str, Any]]:
@@ -407,40 +478,28 @@ def figure(row: Row, estimate: Estimate, **about: str | None) -> dict[str, Any]:
     return {"row": row.name, **about, **asdict(estimate), "seeds": row.seeds}
 
 
-def paired_tests(measured: dict[Row, Measured]) -> list[dict[str, Any]]:
-    """Each model against each reference and each other model, clip by clip, in every measure that has a goal.
+def pairs_to_test(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Each model with each reference and, once, with each other model."""
+    rows = list(rows)
+    models = [row for row in rows if row.kind == "model"]
+    pairs = [(row, other) for row in models for other in rows if other.kind == "reference"]
+    return pairs + list(combinations(models, 2))
 
-    What is compared is how far a clip is from the goal, so a difference below 0 speaks for `row`. Measures of pixels
-    are compared between clips of one size only.
+
+def paired_tests(measured: dict[Row, Measured]) -> Iterator[dict[str, Any]]:
+    """`pairs_to_test` clip by clip, in every measure that has a better and a worse, where at least 10 clips have it.
+
+    What is compared is how much worse a clip is, so a difference below 0 speaks for `row`.
     """
-    tests = []
-    real = {row.form: found.values for row, found in measured.items() if row.kind == "real"}
-    contestants = [row for row in measured if row.kind != "real"]
-    models = [row for row in contestants if row.kind == "model"]
-    pairs = [(row, other) for row in models for other in contestants if other.kind != "model"]
-    pairs += [(row, other) for place, row in enumerate(models) for other in models[place + 1 :]]
-    for row, other in pairs:
+    for row, other in pairs_to_test(measured):
         for name, measure in measured[row].measures.items():
-            comparable = row.form == other.form or not measure.of_pixels
-            if measure.goal == "none" or not comparable or name not in measured[other].measures:
+            alike = all(getattr(row.form, part) == getattr(other.form, part) for part in measure.alike)
+            still = measure.of_motion and other.is_still
+            if measure.goal == "real" or still or not alike or name not in measured[other].measures:
                 continue
-            distances = [
-                distance_from_goal(measure, measured[one].values[name], real[one.form].get(name)).mean(axis=1)
-                for one in (row, other)
-            ]
-            usable = ~np.isnan(distances).any(axis=0)
-            if usable.sum() > 1:
-                difference = paired_difference(distances[0][usable], distances[1][usable])
-                tests.append({"row": row.name, "against": other.name, "measure": name, **asdict(difference)})
-    return tests
-
-
-def distance_from_goal(measure: Measure, values: np.ndarray, real: np.ndarray | None) -> np.ndarray:
-    """How much worse than it could be each value (clips, seeds) is, up to a constant."""
-    match measure.goal:
-        case "higher":
-            return -values
-        case "lower":
-            return values
-        case _:
-            return np.abs(values - real)
+            sign = -1 if measure.goal == "higher" else 1
+            worse, others = (sign * measured[one].values[name].mean(axis=1) for one in (row, other))
+            usable = ~np.isnan(worse + others)
+            if usable.sum() >= TESTED_CLIPS:
+                difference = paired_difference(worse[usable], others[usable])
+                yield {"row": row.name, "against": other.name, "measure": name, **asdict(difference)}

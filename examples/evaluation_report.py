@@ -19,12 +19,13 @@ from evaluation_cases import (
     EvaluationClip,
     TaskClips,
     clip_to_frames,
+    folder_name,
     read_clips,
     real_file,
     sample_file,
     write_clip,
 )
-from evaluation_measures import Row
+from evaluation_measures import TESTED_CLIPS, Row
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index, yaml_dump
 from jinja2 import Environment
@@ -34,7 +35,7 @@ from rdtf_diffusers.utils.hub import escape_markdown
 
 
 Table = dict[str, Any]
-GOALS = {"higher": "↑", "lower": "↓", "real": "→ real", "none": ""}
+GOALS = {"higher": "↑", "lower": "↓", "real": "→ real"}
 TASK_TITLES = {
     "it2v": "first frame and words",
     "t2v": "words alone",
@@ -47,8 +48,8 @@ PAGE_CLIPS = 24  # of each table
 
 
 def short(value: float) -> str:
-    """A figure with three digits, fewer where they mean little."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.4f}" if 0 < abs(value) < 0.1 else f"{value:.3g}"
+    """A figure with three digits, or all before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def lines(table: Table) -> list[Line]:
     """A table as it is printed: a line for each measure."""
     names = [row["name"] for row in table["rows"]]
     result = []
-    for measure in dict.fromkeys(figure["measure"] for figure in table["figures"]):
+    # In the order of a model's figures: what is measured against the real clip stands below what it is made from.
+    ordered = sorted(table["figures"], key=lambda figure: figure["row"] != names[-1])
+    for measure in dict.fromkeys(figure["measure"] for figure in ordered):
         figures = {figure["row"]: figure for figure in table["figures"] if figure["measure"] == measure}
         marked = marks(table, measure)
         cells = [Cell()] * len(names)
@@ -103,7 +106,7 @@ def lines(table: Table) -> list[Line]:
                 cells[place] = Cell(short(figure["value"]), interval, marked.get(name, ""))
         about = next(iter(figures.values()))
         fewer = {figure["n"] for name, figure in figures.items()} - {len(table["clips"])}
-        count = f", n = {max(fewer)}" if fewer and not measure.startswith("frechet/") else ""
+        count = f", n = {max(fewer)}" if fewer else ""
         result.append(Line(about["title"], about["unit"] + count, GOALS[about["goal"]], cells))
     return result
 
@@ -114,16 +117,27 @@ def notes(table: Table) -> list[str]:
     result = [
         f"{len(table['clips'])} clips, of a model {seeds} samples each, averaged before anything else. A figure has "
         "its 95 % bootstrap interval over clips.",
-        "↑ more is better, ↓ less is better, → real: the nearer to the real clips the better.",
-        "Bold: better than every row that it was tested against, clip by clip (paired bootstrap, 95 %, not corrected "
-        "for the number of tests). ≈: none of these is better. Models are tested against references and each other.",
+        "↑ more is better, ↓ less is better, → real: to be read beside the figure of the real clips; how far from the "
+        "real clip's it is, clip by clip, has a line of its own, and that is tested.",
     ]
+    if table["skipped"]:
+        result.append(f"Files of {table['dataset']} that could not be read and are left out: {table['skipped']}.")
+    if table["tests"]:
+        result.append(
+            "Bold: better than every row that it was tested against, clip by clip (paired tests, 95 %, not corrected "
+            "for the number of tests). ≈: none of these is better. Models are tested against references and each "
+            f"other, where at least {TESTED_CLIPS} clips have the figure; for flicker and loops not against clips "
+            "that stand still."
+        )
+    else:
+        result.append(f"Nothing is tested or marked: that takes at least {TESTED_CLIPS} clips.")
     distances = {figure["title"]: figure for figure in table["figures"] if figure["measure"].startswith("frechet/")}
     for title, figure in distances.items():
         padding = f'frames padded by the rule "{figure["padding"]}"' if figure["padding"] else "no padding"
         result.append(
-            f"{title}: {padding}; of each sample of a clip on its own, then averaged; no paired test. Of the real "
-            "clips: one half of them against the other, which is the floor for half as many clips."
+            f"{title}: {padding}; mean over random splits of the clips into two halves, one half against the real "
+            f"clips of the other, {figure['n'] // 2} each, so that no clip meets the real one that it was made from. "
+            "Each sample of a clip on its own, then averaged. The figure of the real clips is what real clips reach."
         )
     models = [row["name"] for row in table["rows"] if row["kind"] == "model"]
     errors = [figure for figure in table["figures"] if figure["measure"] == "known_frame_error"]
@@ -135,23 +149,33 @@ def heading(table: Table) -> str:
     return f"{table['set']}: {table['task']}, {TASK_TITLES[table['task']]}"
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """All tables with their notes and paired tests."""
+def header(results: dict[str, Any]) -> list[str]:
+    """With what all figures were made: versions, machine, models and their settings."""
     made = [f"{name} {version}" for name, version in results["versions"].items()]
-    parts = ["# Evaluation", f"{', '.join(made)}; {results['hardware']}."]
+    models = []
     for model in results["models"]:
         settings = ", ".join(f"{name} {value}" for name, value in model["settings"].items())
-        parts.append(f"**{escape_markdown(model['name'])}**: {model['form']}, {model['dtype']}; {settings}.")
+        about = f"{model['form']}, {model['dtype']}; {settings or 'settings of the pipeline'}"
+        models.append(f"{model['name']}: {about}.")
+    return [f"{', '.join(made)}; {results['hardware']}.", *models]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """All tables with their notes and paired tests."""
+    parts = ["# Evaluation", markdown_list(header(results))]
     for table in results["tables"]:
         names = [escape_markdown(row["name"]) for row in table["rows"]]
         rows = [["", *names], ["---"] * (len(names) + 1)]
         for line in lines(table):
             title = " ".join([escape_markdown(line.title), *filter(None, [line.goal]), f"({line.unit})"])
             rows.append([title, *map(markdown_cell, line.cells)])
-        parts += [f"## {escape_markdown(heading(table))}", markdown_table(rows)]
-        parts.append("\n".join(f"- {note}" for note in notes(table)))
+        parts += [f"## {escape_markdown(heading(table))}", markdown_table(rows), markdown_list(notes(table))]
         parts += [tests_in_markdown(table)] if table["tests"] else []
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_list(items: Sequence[str]) -> str:
+    return "\n".join(f"- {escape_markdown(item)}" for item in items)
 
 
 def markdown_cell(cell: Cell) -> str:
@@ -177,19 +201,21 @@ def tests_in_markdown(table: Table) -> str:
 
 def model_index(results: dict[str, Any]) -> str:
     """The `model-index` block of a model card, with an entry for each model; a card takes its own."""
-    entries = []
+    entries, hub_ids = [], {dataset["name"]: dataset["hub_id"] for dataset in results["datasets"]}
+    about = ("low", "high", "n", "seeds", "unit", "goal", "padding")
     for model in results["models"]:
         found = [
             EvalResult(
                 task_type=HUB_TASKS.get(table["task"], "image-to-video"),
                 task_name=TASK_TITLES[table["task"]],
-                dataset_type=slug(table["set"]),
+                dataset_type=hub_ids[table["dataset"]] or slug(table["dataset"]),
                 dataset_name=table["set"],
-                dataset_config=table["task"],
+                # the Hub puts results of one type and config together, whatever their names
+                dataset_config=f"{table['task']}, set in motion" if table["procedural"] else table["task"],
                 metric_type=figure["measure"],
                 metric_name=figure["title"],
                 metric_value=figure["value"],
-                metric_args={name: figure[name] for name in ("low", "high", "n", "seeds", "unit", "goal", "padding")},
+                metric_args={name: figure[name] for name in about} | {"versions": results["versions"]},
             )
             for table in results["tables"]
             for figure in table["figures"]
@@ -223,7 +249,7 @@ def page_clips(asked: TaskClips, rows: Sequence[Row], folder: Path) -> list[dict
                     files[row.name] = [sample_file(folder, row.name, asked, clip, seed) for seed in range(row.seeds)]
                 case _:
                     made = row.clips([clip], truths[row.form], mask, 0)[0]
-                    files[row.name] = [place_of(folder / "references" / slug(row.name), asked, clip)]
+                    files[row.name] = [place_of(folder / "references" / folder_name(row.name), asked, clip)]
                     write_clip(files[row.name][0], clip_to_frames(made))
         strip = place_of(folder / "given", asked, clip) if asked.known else None
         if strip is not None:
@@ -238,7 +264,7 @@ def page_clips(asked: TaskClips, rows: Sequence[Row], folder: Path) -> list[dict
 
 
 def place_of(folder: Path, asked: TaskClips, clip: EvaluationClip) -> Path:
-    return folder / slug(asked.set_name) / asked.task.name / f"{clip.number:05d}.webp"
+    return folder / folder_name(asked.set_name) / asked.task.name / f"{clip.number:05d}.webp"
 
 
 def address(file: Path, folder: Path) -> str:
@@ -274,7 +300,7 @@ def page(results: dict[str, Any], shown: Sequence[Sequence[dict[str, Any]]]) -> 
         for place, (table, clips) in enumerate(zip(results["tables"], shown, strict=True))
     ]
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
-    return template.render(results=results, sections=sections)
+    return template.render(results=results, header=header(results), sections=sections)
 
 
 PAGE = """<!DOCTYPE html>
@@ -294,6 +320,7 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 80rem; background: 
 h1 { font-size: 1.5rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 3rem 0 .8rem; }
 h2 small, .soft { color: var(--soft); font-weight: normal; }
+p.soft { margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h3 { font-size: .95rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
 nav a { display: inline-block; margin-right: 1.2rem; color: var(--model); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem;
@@ -323,7 +350,9 @@ figcaption { font-size: .78rem; line-height: 1.3; margin-top: .35rem; overflow-w
 </head>
 <body>
 <h1>Evaluation of {{ results.models | map(attribute="name") | join(", ") }}</h1>
-<p class="soft">{{ results.hardware }}</p>
+{% for fact in header %}
+<p class="soft">{{ fact }}</p>
+{% endfor %}
 <nav>
 {% for section in sections %}
 <a href="#{{ section.id }}">{{ section.heading }}</a>

@@ -1,13 +1,16 @@
 """The evaluation script end to end on drawn stickers and models of some thousand parameters."""
 
+import itertools
 import json
 import logging
 import re
 import shutil
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import numpy as np
@@ -139,23 +142,78 @@ def test_frames_become_clips_and_come_back(script, data):
     assert white.shape == (8, 6, 6, 3)
 
 
-def test_the_number_of_processes_does_not_change_samples(script, models, data, finished, tmp_path):
-    cases = sys.modules["evaluation_cases"]
+class Processes:
+    """In place of several processes: threads that wait for each other and tell each other what they found."""
+
+    def __init__(self, count):
+        self.barrier, self.found = threading.Barrier(count, timeout=60), [None] * count
+        self.shares = [
+            SimpleNamespace(
+                process_index=index,
+                num_processes=count,
+                is_main_process=index == 0,
+                is_local_main_process=False,
+                wait_for_everyone=self.barrier.wait,
+            )
+            for index in range(count)
+        ]
+
+    def gather(self, found):
+        self.found[int(threading.current_thread().name)] = found
+        self.barrier.wait()
+        everything = [*itertools.chain(*self.found)]
+        self.barrier.wait()
+        return everything
+
+    def run(self, work):
+        results = [None] * len(self.shares)
+
+        def run_one(share):
+            results[share.process_index] = work(share)
+
+        threads = [threading.Thread(target=run_one, args=(s,), name=str(s.process_index)) for s in self.shares]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+def test_the_number_of_processes_does_not_change_samples(script, models, data, finished, tmp_path, monkeypatch):
+    cases, processes = sys.modules["evaluation_cases"], Processes(2)
+    monkeypatch.setattr(cases, "gather_object", processes.gather)
     evaluation = script.Evaluation(script.parse_args(arguments(models, data, tmp_path)))
     model, pipeline = evaluation.load("large", str(models / "large"))
-    for index in range(2):
-        share = SimpleNamespace(
-            process_index=index, num_processes=2, is_local_main_process=False, wait_for_everyone=lambda: None
-        )
-        sets = cases.write_real_clips(evaluation.stickers, model.form, tmp_path, share)
+    sets, others = processes.run(
+        lambda share: cases.write_real_clips(evaluation.stickers, model.form, tmp_path, share)
+    )
+    assert sets == others and [clip.number for clip in sets[0].clips] == [0, 1, 2, 3]
     tables = [cases.clips_of_task(clips, cases.EVALUATION_TASKS["it2v"], 8) for clips in sets[:1]]
-    for index in range(2):
-        share.process_index = index
+    for share in processes.shares:
+        share.wait_for_everyone = lambda: None
         cases.generate(pipeline, model, cases.make_batches(tables, 2, 4), 0, tmp_path, share)
     made = sorted((tmp_path / "samples").rglob("*.webp"))
     assert len(made) == 8
     for file in made:
         assert file.read_bytes() == (finished / file.relative_to(tmp_path)).read_bytes()
+
+
+def test_real_clips_are_decoded_once_and_made_anew_for_other_facts(script, data, tmp_path):
+    cases, (share,) = sys.modules["evaluation_cases"], Processes(1).shares
+    form = cases.ClipForm(8, 4)
+    stickers = cases.EvaluationStickers(data, "balls", 8, seed=0)
+    first = cases.write_real_clips([stickers], form, tmp_path, share)
+    files = {file: file.read_bytes() for file in sorted(tmp_path.rglob("*.webp"))}
+    assert len(files) == 8
+    lost = next(iter(files))
+    lost.unlink()
+    stickers.read = Mock(side_effect=stickers.read)
+    assert cases.write_real_clips([stickers], form, tmp_path, share) == first
+    assert [call.args[0] for call in stickers.read.call_args_list] == [0]
+    assert lost.read_bytes() == files[lost]
+    cases.write_real_clips([cases.EvaluationStickers(data, "balls", 8, seed=1)], form, tmp_path, share)
+    changed = [file.parent.name for file, content in files.items() if file.read_bytes() != content]
+    assert changed == ["balls-set-in-motion"] * 4
 
 
 def test_a_run_that_lost_samples_makes_the_same_ones_again(script, models, data, finished, tmp_path):
@@ -182,15 +240,68 @@ def test_a_run_that_lost_samples_makes_the_same_ones_again(script, models, data,
 
 def test_another_seed_or_other_weights_are_refused(script, models, data, finished, tmp_path, capsys):
     folder = tmp_path / "evaluation"
-    folder.mkdir()
+    place = Path("samples", "large", "balls", "it2v")
+    (folder / place).mkdir(parents=True)
+    shutil.copy(finished / place / "00000-0.webp", folder / place)
     shutil.copy(finished / "run.json", folder)
     assert script.main(arguments(models, data, folder, "--seed", 1)) == 2
     assert "was begun with seed 0, not 1 (arguments)" in capsys.readouterr().err
-    make_pipeline(unet=make_unet(sample_size=8, sti_num_heads=1)).save_pretrained(tmp_path / "large")
-    assert script.main(arguments(tmp_path, data, folder)) == 2
-    assert re.search(r"was begun with unet \w+, not \w+ \(model large\)", capsys.readouterr().err)
     assert script.main(arguments(models, data, folder, "--num_inference_steps", 3)) == 2
     assert "num_inference_steps 2, not 3" in capsys.readouterr().err
+    make_pipeline(unet=make_unet(sample_size=8, sti_num_heads=1)).save_pretrained(tmp_path / "large")
+    assert script.main(arguments(tmp_path, data, folder)) == 2
+    assert re.search(r"was begun with .*unet \w+, not \w+.*\(model large\)", capsys.readouterr().err)
+
+
+def test_facts_hold_as_soon_as_a_sample_was_made_with_them(script, tmp_path):
+    def open_run():
+        return script.RunFile(tmp_path / "run.json", Mock(is_main_process=True))
+
+    open_run().keep("model cat", {"eta": 1.0, "steps": 2}, model="cat")
+    open_run().keep("model cat", {"eta": None, "steps": 2}, model="cat")  # the first try came to nothing
+    sample = tmp_path / "samples" / "cat" / "balls" / "it2v" / "00000-0.webp"
+    sample.parent.mkdir(parents=True)
+    sample.touch()
+    open_run().keep("model cat", {"eta": None, "steps": 2}, model="cat")
+    for facts in ({"eta": 1.0, "steps": 2}, {"steps": 2, "seed": 0}):  # also what was not asked before
+        with pytest.raises(ValueError, match=r"was begun with (eta None, not 1.0|seed None, not 0) \(model cat\)"):
+            open_run().keep("model cat", facts, model="cat")
+    open_run().keep("model dog", {"eta": 1.0}, model="dog")
+    open_run().keep("model dog", {"eta": 0.5}, model="dog")
+    open_run().keep("data set cubes", {"rows": "a"}, sets=["cubes"])
+    open_run().keep("data set cubes", {"rows": "b"}, sets=["cubes"])
+    open_run().keep("data set balls", {"rows": "a"}, sets=["cubes", "balls"])
+    with pytest.raises(ValueError, match="rows a, not b"):
+        open_run().keep("data set balls", {"rows": "b"}, sets=["cubes", "balls"])
+
+
+def test_all_that_decides_samples_is_told_apart(script):
+    pipeline, fingerprint = make_pipeline(), script.component_fingerprint
+    before = [fingerprint(part) for part in (pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)]
+    assert before == [fingerprint(part) for part in (pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)]
+    pipeline.text_encoder.get_input_embeddings().weight.data[0] += 1
+    pipeline.tokenizer.add_tokens(["somersault"])
+    pipeline.scheduler.register_to_config(timestep_spacing="trailing")
+    after = [fingerprint(part) for part in (pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)]
+    assert all(old != new for old, new in zip(before, after)) and fingerprint(None) is None
+
+
+def test_names_have_folders_of_their_own(script):
+    cases, measures = sys.modules["evaluation_cases"], sys.modules["evaluation_measures"]
+    long = "x" * 68
+    names = cases.distinct([f"{long}a", f"{long}b", "Cat", "cat", "cat (2)", "real clips"], measures.ROW_NAMES)
+    assert names == [f"{long}a", f"{long}b (2)", "Cat", "cat (2)", "cat (2) (2)", "real clips (2)"]
+    assert len({cases.folder_name(name) for name in names}) == 6
+
+
+def test_only_unfinished_files_of_this_script_are_removed(script, tmp_path):
+    (tmp_path / "real" / "8px").mkdir(parents=True)
+    ours = [tmp_path / "real" / "8px" / name for name in (".00001.webp.12", ".00001-2.webp.9", ".balls.json.7")]
+    others = [tmp_path / ".00001.webp.12", tmp_path / "real" / ".cat.webp.backup", tmp_path / "real" / ".gitignore"]
+    for file in (*ours, *others):
+        file.touch()
+    script.remove_unfinished(tmp_path)
+    assert not any(file.exists() for file in ours) and all(file.exists() for file in others)
 
 
 # --- figures
@@ -205,6 +316,8 @@ def test_every_figure_says_what_it_is_made_of(finished):
         ("balls, set in motion", "interpolation"),
     ]
     assert results["models"][0]["settings"]["num_inference_steps"] == 2
+    assert results["datasets"] == [{"name": "balls", "hub_id": None}]
+    assert "--pipeline large small --dataset balls" in results["command"] and str(finished) not in results["command"]
     for table in results["tables"]:
         assert len(table["clips"]) == 4
         for figure in table["figures"]:
@@ -213,7 +326,9 @@ def test_every_figure_says_what_it_is_made_of(finished):
         for row in ("large", "small"):
             (error,) = find(table["figures"], row=row, measure="known_frame_error")
             assert (error["value"], error["low"], error["high"], error["n"]) == (0, 0, 0, 4)
-            assert find(table["figures"], row=row, measure="frechet/sticker")
+            (distance,) = find(table["figures"], row=row, measure="frechet/sticker")
+            assert distance["n"] == 4
+        assert table["tests"] == []  # four clips tell nothing
         values = np.array(table["values"]["large"]["flicker"])
         (figure,) = find(table["figures"], row="large", measure="flicker")
         assert values.shape == (4, 2) and figure["value"] == pytest.approx(values.mean())
@@ -232,7 +347,7 @@ def test_references_and_measures_are_those_that_fit_a_task(finished):
     names = [row["name"] for row in tables["balls", "it2v"]["rows"]]
     assert names[:3] == ["real clips, 16px", "first frame repeated, 16px", "nearest training clip, 16px"]
     measured = {key: set(table["values"]["large"]) for key, table in tables.items()}
-    assert measured["balls", "interpolation"] - measured["balls", "it2v"] == {"psnr", "ssim"}
+    assert measured["balls", "interpolation"] - measured["balls", "it2v"] == {"psnr", "ssim", "alpha_iou"}
     assert measured["balls, set in motion", "it2v"] - measured["balls", "it2v"] == {"asked_motion"}
     assert "ssim" not in tables["balls", "interpolation"]["values"]["small"]
     assert "psnr" not in tables["balls", "interpolation"]["values"]["real clips, 16px"]
@@ -242,18 +357,104 @@ def test_references_and_measures_are_those_that_fit_a_task(finished):
     assert same[0]["value"] == pytest.approx(0, abs=0.01)  # the training clips are the same here, but not rounded
 
 
-def test_pairs_that_are_tested(finished):
-    table = read_results(finished)["tables"][1]
-    pairs = {(test["row"], test["against"]) for test in find(table["tests"], measure="psnr")}
-    references = {"known frames held", "known frames blended", "nearest training clip"}
-    assert pairs == {("large", f"{name}, 16px") for name in references} | {
-        ("small", f"{name}, 8px") for name in references
+@pytest.fixture
+def compared(script):
+    """Twelve clips, measured alike in all rows but for `worse`: two RGBA models, one over white, and references."""
+    measures, cases = sys.modules["evaluation_measures"], sys.modules["evaluation_cases"]
+    flicker, flicker_distance = measures.beside_real("flicker", "", "", None, of_motion=True)
+    found = [
+        *(flicker, flicker_distance, measures.Measure("psnr", "", "", "higher", None, of_truth=True)),
+        measures.Measure("text_similarity/sticker", "", "", "higher", None, alike=("channels",)),
+        measures.Measure("text_similarity/clip:me", "", "", "higher", None, alike=()),
+    ]
+    chosen = {measure.name: measure for measure in found}
+    rows = {}
+    for name, kind, size, channels, worse in (
+        *(("real", "real", 16, 4, 0), ("still", "reference", 16, 4, 3), ("nearest", "reference", 16, 4, 3)),
+        *(("a", "model", 16, 4, 0), ("b", "model", 32, 4, 1), ("white", "model", 16, 3, 1)),
+    ):
+        row = measures.Row(name, kind, cases.ClipForm(size, channels), 2, None, is_still=name == "still")
+        generator = np.random.default_rng(0)
+        values = {
+            name: generator.normal(size=(12, 2)) + (worse if measure.goal == "lower" else -worse)
+            for name, measure in chosen.items()
+        }
+        rows[row] = measures.Measured(chosen, values, {"sticker": [generator.normal(size=(12, 2)) + worse] * 2})
+    return rows
+
+
+def pairs(tests, measure):
+    return {(test["row"], test["against"]) for test in tests if test["measure"] == measure}
+
+
+def test_pairs_that_are_tested(compared):
+    tests = list(sys.modules["evaluation_measures"].paired_tests(compared))
+    assert pairs(tests, "psnr") == {("a", "still"), ("a", "nearest")}
+    same_channels = {(model, reference) for model in ("a", "b") for reference in ("still", "nearest")} | {("a", "b")}
+    assert pairs(tests, "text_similarity/sticker") == same_channels
+    everything = same_channels | {("white", "still"), ("white", "nearest"), ("a", "white"), ("b", "white")}
+    assert pairs(tests, "text_similarity/clip:me") == everything
+    assert pairs(tests, "flicker_distance") == {("a", "nearest")} and not pairs(tests, "flicker")
+    assert all(test["n"] == 12 for test in tests)
+    for measure in ("psnr", "flicker_distance"):  # whichever way is better
+        (test,) = find(tests, measure=measure, row="a", against="nearest")
+        assert test["difference"] == pytest.approx(-3) and test["high"] < 0
+
+
+def test_few_clips_are_not_tested(compared):
+    measures = sys.modules["evaluation_measures"]
+    for found in compared.values():
+        found.values["psnr"][:3] = np.nan
+    tests = list(measures.paired_tests(compared))
+    assert not pairs(tests, "psnr") and pairs(tests, "flicker_distance")
+
+
+def test_frechet_distances_are_of_halves_that_never_meet(compared):
+    measures = sys.modules["evaluation_measures"]
+    real = next(iter(compared))
+    compared = {row: found for row, found in compared.items() if row.form == real.form}
+    distances = measures.frechet_distances(compared)
+    networks = SimpleNamespace(features={"sticker": SimpleNamespace(name="own", padding=None)})
+    figures = {figure["row"]: figure for figure in measures.frechet_figures(distances, networks, 12)}
+    assert figures["real"]["value"] == figures["a"]["value"] > 0  # the same features: not 0, but what real clips reach
+    assert figures["still"]["value"] > figures["a"]["value"] + 10 and figures["a"]["n"] == 12
+    tests = list(measures.frechet_tests(distances, 12))
+    assert pairs(tests, "frechet/sticker") == {("a", "still"), ("a", "nearest")}
+    assert all(test["high"] < 0 for test in tests)
+    assert list(measures.frechet_tests(distances, 9)) == []
+
+
+def test_a_still_picture_wins_nothing_by_standing_still(script):
+    measures, cases = sys.modules["evaluation_measures"], sys.modules["evaluation_cases"]
+    asked = cases.TaskClips("", "", 0, False, cases.EVALUATION_TASKS["it2v"], (), torch.tensor([True] + 7 * [False]))
+    rows = {
+        row.name: row.is_still for row in measures.make_rows(asked, [Mock(form=cases.ClipForm(16, 4))], 1, Path(), {})
     }
-    pairs = {(test["row"], test["against"]) for test in find(table["tests"], measure="text_similarity/sticker")}
-    assert ("large", "small") in pairs and ("large", "known frames held, 8px") in pairs
-    assert not find(table["tests"], measure="motion_energy")
-    (test,) = find(table["tests"], measure="psnr", row="large", against="nearest training clip, 16px")
-    assert test["difference"] > 50 and test["low"] > 0 and test["n"] == 4  # dB by which the model is worse
+    assert sum(rows.values()) == 1 and rows["first frame repeated"]
+    chosen = {measure.name: measure for measure in measures.pixel_measures(asked, cases.ClipForm(16, 4))}
+    assert "alpha_iou" not in chosen and chosen["flicker"].goal == chosen["motion_energy"].goal == "real"
+    clips = torch.rand(2, 8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    shown = measures.Shown(clips[:, :1].expand_as(clips), clips, asked.condition_mask.expand(2, -1), ())
+    assert torch.equal(chosen["flicker_distance"].values(shown), measures.flicker(clips))
+
+
+def test_what_a_network_cannot_do_is_found_on_real_clips(script, finished):
+    measures, cases = sys.modules["evaluation_measures"], sys.modules["evaluation_cases"]
+    table = read_results(finished)["tables"][0]
+    clips = tuple(cases.EvaluationClip(**clip) for clip in table["clips"])
+    task = cases.EVALUATION_TASKS["it2v"]
+    asked = cases.TaskClips("balls", "balls", 0, False, task, clips, task.condition_mask(8))
+    broken = Mock(return_value=torch.full((2, 3), torch.nan))
+    broken.name = "broken"
+    networks = measures.Networks({"broken": broken}, {}, None, None)
+    with pytest.raises(ValueError, match="broken gives features of real clips that are not finite"):
+        measures.try_measures([asked], [cases.ClipForm(16, 4)], networks, finished)
+    assert broken.call_args.args[0].shape == (2, 8, 4, 16, 16)
+
+
+def test_one_sticker_encoder_answers_for_words_and_motions(script):
+    networks = sys.modules["evaluation_measures"].load_networks(["sticker"], ["sticker"], None, None, "cpu", True)
+    assert networks.encoder is networks.similarities["sticker"].encoder
 
 
 def test_a_row_is_best_only_where_tests_say_so(script):
@@ -280,9 +481,9 @@ def test_asked_motion_counts_clips_with_one_motion(script):
     encoder = SimpleNamespace(
         motions=("jump", "spin"), classify_motion=lambda clips: torch.tensor([[2.0, 1.0], [2.0, 1.0], [0.0, 1.0]])
     )
-    asked = [cases.EvaluationClip(number, "", motion) for number, motion in enumerate(("jump", "spin", None))]
+    requests = [cases.EvaluationClip(number, "", motion) for number, motion in enumerate(("jump", "spin", None))]
     clips = torch.zeros(3, 8, 3, 4, 4)
-    shown = measures.Shown(clips, clips, torch.zeros(3, 8, dtype=torch.bool), asked)
+    shown = measures.Shown(clips, clips, torch.zeros(3, 8, dtype=torch.bool), requests)
     assert measures.motion_is_seen(encoder, shown).nan_to_num(-1).tolist() == [1, 0, -1]
 
 
@@ -304,7 +505,8 @@ def test_markdown_and_model_index(finished):
     text = (finished / "results.md").read_text(encoding="utf-8")
     assert "## balls: interpolation, frames between given ones" in text
     assert re.search(r"^\| PSNR ↑ \(dB\) \|( .* \|){10}$", text, re.MULTILINE)
-    assert "4 clips, of a model 2 samples each" in text and "no padding" in text and "<details>" in text
+    assert "4 clips, of a model 2 samples each" in text and "no padding" in text and "2 each" in text
+    assert "takes at least 10 clips" in text and "<details>" not in text
     block = (finished / "model-index.yml").read_text(encoding="utf-8")
     card = ModelCard(f"---\n{block}---\n# A model\n")
     errors = [
@@ -315,6 +517,29 @@ def test_markdown_and_model_index(finished):
     assert len(errors) == 2  # one of each model
     for error in errors:
         assert (error.task_type, error.metric_value, error.metric_args["n"]) == ("image-text-to-video", 0, 4)
+        assert error.dataset_type == "balls" and "torch" in error.metric_args["versions"]
+
+
+def test_reports_of_tests_hub_ids_and_left_out_files(script, finished):
+    report, results = sys.modules["evaluation_report"], read_results(finished)
+    results["datasets"][0]["hub_id"], results["models"][0]["name"] = "me/balls", "cat_v1_<b>"
+    table = results["tables"][1]
+    table["skipped"] = 3
+    test = {"row": "large", "against": "known frames held, 16px", "measure": "psnr", "difference": -2.0}
+    table["tests"] = [test | {"low": -3.0, "high": -1.0, "p_value": 0.001, "n": 12}]
+    text = report.markdown(results)
+    assert "<details>" in text and re.search(r"\| PSNR ↑ .* \*\*[\d.]+\*\* ", text)
+    titles = [line.title for line in report.lines(table)]
+    assert titles[titles.index("sharpness") + 1] == "sharpness, distance from real"
+    assert "could not be read and are left out: 3" in text and r"cat\_v1\_\<b\>: 16px, float32" in text
+    assert "      name: balls\n      type: me/balls\n" in report.model_index(results)
+    html = report.page(results, [[]] * 4)
+    assert f"torch {results['versions']['torch']}" in html and "cat_v1_&lt;b&gt;: 16px" in html
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.00004, "4e-05"), (0.01234, "0.0123"), (123.4, "123"), (0, "0")])
+def test_short_figures(script, value, text):
+    assert sys.modules["evaluation_report"].short(value) == text
 
 
 class Page(HTMLParser):
@@ -356,12 +581,34 @@ def test_the_page_shows_files_beside_it_and_escapes_captions(finished):
         (("--dataset", str(Path(__file__).parent)), "tests: neither a folder with"),
         (("--max_clips", "1"), "needs at least two clips"),
         (("--features", "i3d:nowhere.pt"), "there is no nowhere.pt"),
+        (("--train_dataset", str(Path(__file__).parent)), "tests: neither a folder with"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(script, models, data, tmp_path, capsys, more, message):
     assert script.main(arguments(models, data, tmp_path / "out", *more)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("evaluate.py: error: ") and message in line
+    assert not (tmp_path / "out" / "samples").exists()
+
+
+def test_every_model_is_looked_for_before_one_is_drawn_from(script, models, data, tmp_path, capsys):
+    words = arguments(models, data, tmp_path / "out", names=("large", "nothing"))
+    assert script.main(words) == 2
+    assert "nothing: there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "real").exists()
+
+
+def test_full_memory_is_answered_with_advice(script, models, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "Evaluation", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    assert script.main(arguments(models, data, tmp_path)) == 2
+    assert "give a smaller --batch_size" in capsys.readouterr().err
+
+
+def test_the_command_in_reports_names_no_folder_of_the_machine(script, models, tmp_path):
+    words = {str(models / "large"): "large", "clip:me/clip": "clip:me/clip", f"sticker:{tmp_path}": "sticker:"}
+    for word, public in words.items():
+        assert script.public_word(word).startswith(public) and str(tmp_path) not in script.public_word(word)
+    assert script.public_word(f"--dover={tmp_path}") == f"--dover={tmp_path.name}"
 
 
 def test_words_alone_need_captions(script, models, data, tmp_path, capsys):
@@ -382,4 +629,5 @@ def test_a_single_still_and_a_broken_file_are_left_out(script, models, data, tmp
     assert script.main(arguments(models, tmp_path / "few", tmp_path / "out", *more)) == 0
     assert "few, set in motion: left out" in caplog.text and "broken.webp" in caplog.text
     (table,) = read_results(tmp_path / "out")["tables"]
+    assert table["skipped"] == 1
     assert len(table["clips"]) == 2 and not any("similarity" in name for name in table["values"]["large"])

@@ -36,17 +36,24 @@ def generation_settings(model: str | Path) -> dict[str, float]:
     Raises:
         ValueError: if the file holds anything but numbers for "num_inference_steps", "guidance_scale",
             "image_guidance_scale" and "eta".
+        OSError: if the Hub cannot be reached and the cache does not know whether there is such a file.
     """
     if Path(model).is_dir():
         path = Path(model) / SETTINGS_FILE
         if not path.is_file():
             return {}
     else:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             path = Path(hf_hub_download(str(model), SETTINGS_FILE))
+        except LocalEntryNotFoundError as error:
+            if try_to_load_from_cache(str(model), SETTINGS_FILE) is _CACHED_NO_EXIST:
+                return {}
+            raise OSError(
+                f"{model}: {SETTINGS_FILE} is not cached, and the Hub cannot be reached to tell whether there is one"
+            ) from error
         except EntryNotFoundError:
             return {}
     try:

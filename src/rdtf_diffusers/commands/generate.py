@@ -107,8 +107,12 @@ def output_places(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> list
     return [args.output / f"{slug(prompt)}-{seed}.webp" for prompt, seed in jobs]
 
 
-def check_hub_id(model: str) -> None:
+def check_hub_id(model: str, argument: str = "--model") -> None:
     """Asks the Hub, or the local cache, for a checkpoint before anything heavy is imported.
+
+    Args:
+        model: its id.
+        argument: what the messages call it.
 
     Raises:
         ValueError: if there is none.
@@ -120,11 +124,11 @@ def check_hub_id(model: str) -> None:
     try:
         hf_hub_download(model, "model_index.json")
     except LocalEntryNotFoundError as error:
-        raise ValueError(f"--model {model}: no such folder, not cached, and the Hub cannot be reached") from error
+        raise ValueError(f"{argument} {model}: no such folder, not cached, and the Hub cannot be reached") from error
     except EntryNotFoundError as error:
-        raise ValueError(f"--model {model}: the repository holds no model_index.json") from error
+        raise ValueError(f"{argument} {model}: the repository holds no model_index.json") from error
     except RepositoryNotFoundError as error:
-        raise ValueError(f"--model {model}: no such folder, and no such (public) repository on the Hub") from error
+        raise ValueError(f"{argument} {model}: no such folder, and no such (public) repository on the Hub") from error
 
 
 def load_pipeline(model: str, device: str | None, dtype: str | None) -> "StickerGenerationPipeline":
