@@ -277,8 +277,7 @@ def attention_of(device_type: str) -> Any:
 
 def compute(run: Run, device_type: str) -> dict[str, int]:
     """Sizes, arithmetic, and the most bytes alive in each phase of a step after the first, on `device_type`."""
-    counter = FlopCounterMode(display=False)
-    with FakeTensorMode(), counter, LiveBytes() as memory, attention_of(device_type):
+    with FakeTensorMode(), LiveBytes() as memory, attention_of(device_type):
         offloaded = run.average == "offloaded"  # then it is not on the device
         with patch.object(nn.Module, "to", lambda module, *args, **kwargs: module):  # PEFT's, which fails without data
             step = TrainingStep(replace(run, average=None) if offloaded else run, "cpu")
@@ -296,6 +295,8 @@ def compute(run: Run, device_type: str) -> dict[str, int]:
         peaks["backward"] = memory.lap()
         step.update()
         peaks["update"] = memory.lap()
+        with FlopCounterMode(display=False) as counter:  # in a step of its own, as it keeps what others would free
+            step.forward().backward()
         figures = {"flops": counter.get_total_flops(), "kept_bytes": kept, "peak_bytes": max(peaks.values())}
         return step.sizes() | figures | peaks
 
