@@ -9,7 +9,9 @@ import torch
 from example_scripts import load_example
 from PIL import Image
 
+from rdtf_diffusers.checkpoints import sticker_encoder_checkpoint
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
+from rdtf_diffusers.data.procedural import animate
 from rdtf_diffusers.metrics.retrieval import equal_texts, retrieval_accuracy
 from rdtf_diffusers.metrics.sticker_encoder import (
     FrozenText,
@@ -236,3 +238,20 @@ def test_errors_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script.parse_args(["--train_data_dir", "stickers", "--resolution", "20"])
     assert "--resolution must be a multiple of 16" in capsys.readouterr().err
+
+
+def test_the_bundled_encoder_knows_motions_of_a_picture_that_it_has_not_seen():
+    encoder = load_sticker_encoder()
+    files = list(Path(sticker_encoder_checkpoint()).iterdir())
+    assert sum(file.stat().st_size for file in files) <= 4_000_000
+    assert {"README.md", "ATTRIBUTION.md"} <= {file.name for file in files}
+    picture = torch.zeros(4, 96, 96)  # a red flag on a brown pole
+    picture[:, 10:90, 20:28] = torch.tensor([0.5, 0.3, 0.1, 1.0])[:, None, None]
+    picture[:, 12:48, 28:80] = torch.tensor([0.9, 0.1, 0.1, 1.0])[:, None, None]
+    rng = np.random.default_rng(0)
+    motions = [motion for motion in encoder.motions for _ in range(2)]
+    clips = torch.stack([animate(picture, rng, motion=motion).frames for motion in motions])
+    named = [encoder.motions[answer] for answer in encoder.classify_motion(clips).argmax(dim=1)]
+    assert np.mean([name == motion for name, motion in zip(named, motions)]) > 0.7
+    similarities = encoder.encode_clips(clips) @ encoder.encode_texts(["a red flag", "a blue fish"]).T
+    assert (similarities[:, 0] > similarities[:, 1]).float().mean() > 0.8
