@@ -194,7 +194,8 @@ def tests_in_markdown(table: Table) -> str:
     for test in table["tests"]:
         names = (escape_markdown(name) for name in (titles[test["measure"]], test["row"], test["against"]))
         interval = f"{short(test['low'])} to {short(test['high'])}"
-        rows.append([*names, short(test["difference"]), interval, f"{test['p_value']:.3f}", str(test["n"])])
+        chance = "< 0.001" if test["p_value"] < 0.001 else f"{test['p_value']:.3f}"
+        rows.append([*names, short(test["difference"]), interval, chance, str(test["n"])])
     summary = "Paired tests: how much farther from the goal the model is; below 0 it is nearer"
     return f"<details><summary>{summary}</summary>\n\n{markdown_table(rows)}\n\n</details>"
 
