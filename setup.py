@@ -21,7 +21,6 @@ TRAIN = [
     "scipy>=1.11",
     "tensorboard>=2.16",
     "torchmetrics>=1.4",
-    "tqdm>=4.66",
 ]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 SPACE = ["gradio>=6.0"]
@@ -65,6 +64,7 @@ setup(
         "pillow>=11",
         "safetensors>=0.8",
         "torch>=2.8",
+        "tqdm>=4.66",
         "transformers>=5.6,<6",
     ],
     extras_require={

@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from PIL import Image, ImageSequence
 
 from rdtf_diffusers import __version__, cli
-from rdtf_diffusers.checkpoints import SETTINGS, SETTINGS_FILE
+from rdtf_diffusers.checkpoints import SETTINGS, SETTINGS_FILE, generation_settings
 from rdtf_diffusers.commands import generate as command
 from rdtf_diffusers.data import report
 
@@ -204,6 +204,17 @@ def test_unknown_hub_ids_are_told_apart(pipe, capsys, monkeypatch):
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=error))
         assert generate("a dog", "--model", "some/model") == 2
         assert capsys.readouterr().err == f"rdtf-diffusers generate: error: --model some/model: {reason}\n"
+
+
+@pytest.mark.parametrize(("cached", "settings"), [(huggingface_hub._CACHED_NO_EXIST, {}), (None, None)])
+def test_settings_that_cannot_be_asked_for_are_not_taken_for_none(monkeypatch, cached, settings):
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=LocalEntryNotFoundError("offline")))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: cached)
+    if settings is not None:
+        assert generation_settings("some/model") == settings
+        return
+    with pytest.raises(OSError, match=r"^some/model: generation\.json is not cached, and the Hub"):
+        generation_settings("some/model")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
@@ -411,3 +422,13 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     command = f"{program} platforms --json | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_a_format_can_be_asked_for(tmp_path, capsys):
+    frames = [Image.new("RGBA", (16, 16), colour) for colour in ("red", "blue", "green")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=200, lossless=True)
+    arguments = ["export", str(tmp_path / "a.webp"), "--platform", "discord-emoji", "--output", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--format", "gif"]) == 0
+    assert (tmp_path / "out" / "a.gif").is_file()
+    assert cli.main([*arguments, "--format", "apng"]) == 2
+    assert "must be one of webp, gif for Discord" in capsys.readouterr().err

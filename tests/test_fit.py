@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rdtf_diffusers.stickers.check import check
-from rdtf_diffusers.stickers.fit import Attempt, Setting, encode_for, ladder, lowest_good, settings
+from rdtf_diffusers.stickers.fit import Attempt, encode_for, ladder
 from rdtf_diffusers.stickers.platforms import PLATFORMS
 from rdtf_diffusers.stickers.resize import fit_canvas
 from rdtf_diffusers.stickers.timing import (
@@ -68,13 +68,6 @@ def test_what_cannot_fit_is_refused_with_the_least_size():
     tiny = dataclasses.replace(PLATFORMS["slack"], aim_bytes=900)
     with pytest.raises(ValueError, match=r"`frames` do not fit into 900 bytes.*the least was \d+ bytes"):
         encode_for(draw_clip(3), tiny)
-
-
-def test_settings_are_sorted_and_named():
-    assert [str(setting) for setting in settings("webp")[:3]] == ["lossless", "quality 100", "quality 98"]
-    assert settings("webp")[lowest_good(settings("webp"))] == Setting("quality", 20)
-    assert settings("webm")[lowest_good(settings("webm"))] == Setting("crf", 50)
-    assert str(settings("gif")[lowest_good(settings("gif"))]) == "16 colours"
 
 
 @pytest.mark.parametrize("time, seconds, frames", [("trim", 3, 24), ("speed", 3, 32)])

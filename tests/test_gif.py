@@ -49,13 +49,13 @@ def test_flat_art_is_exact_and_never_dithered():
     noise = np.random.default_rng(0).integers(0, 256, clip.shape, np.uint8)
     noise[:, :24] = (12, 200, 99, 255)  # as flat as half of a picture full of other colours
     noise[..., 3] = 255
-    indices, palette = quantise(noise, 16, dither=0)
+    indices, palette, _ = quantise(noise, 16, dither=0)
     assert (palette[indices][:, :24] == (12, 200, 99, 255)).all()
 
 
 def test_palette_is_closer_than_median_cut():
     clip = gradient()
-    indices, palette = quantise(clip, 64)
+    indices, palette, _ = quantise(clip, 64)
     tall = Image.fromarray(clip[..., :3].reshape(-1, 64, 3))
     reduced = tall.quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGBA")
     assert squared_error(clip, palette[indices]) < 0.8 * squared_error(clip, np.asarray(reduced).reshape(clip.shape))
@@ -67,7 +67,7 @@ def test_dithering_removes_bands_and_stands_still():
     ramp[..., 3] = 255
     errors = {}
     for dither in (math.inf, 2.5):
-        indices, palette = quantise(ramp, 8, dither=dither)
+        indices, palette, _ = quantise(ramp, 8, dither=dither)
         shown = palette[indices].astype(float)
         np.testing.assert_array_equal(shown[0], shown[1])
         blocks = (shown - ramp)[0, :, :, 0].reshape(8, 8, 32, 8).mean(axis=(1, 3))  # as seen from afar
@@ -106,7 +106,7 @@ def test_apng_keeps_equal_frames_and_stores_only_what_changed():
 
 def test_apng_with_a_palette_keeps_soft_edges():
     clip = np.stack([disc(), np.roll(disc(), 3, axis=0)])
-    indices, palette = quantise(clip, 255)
+    indices, palette, _ = quantise(clip, 255)
     frames = read_back(write_apng(indices, [100, 100], palette=palette))
     np.testing.assert_array_equal(frames[..., 3], clip[..., 3])
     np.testing.assert_array_equal(frames, np.where(clip[..., 3:] > 0, clip, 0))
@@ -123,7 +123,7 @@ def test_bleed_fills_what_is_invisible_from_nearby():
     frame = np.zeros((9, 12, 4), np.uint8)
     frame[:, :2] = (200, 0, 0, 255)
     frame[:, 10:] = (0, 0, 200, 255)
-    filled = bleed(frame)
+    filled = bleed(frame[None])[0]
     np.testing.assert_array_equal(filled[..., 3], frame[..., 3])
     np.testing.assert_array_equal(filled[:, :2], frame[:, :2])
     assert (filled[:, 2, 0] > 150).all() and (filled[:, 9, 2] > 150).all()

@@ -165,6 +165,11 @@ def add_fitting(parser: Parser) -> None:
         default="auto",
         help="the frame that a platform shows as a still; the loop is turned so that it comes first",
     )
+    group.add_argument(
+        "--format",
+        choices=["webp", "gif", "apng", "webm"],
+        help="one of the platform's formats (default: the one it prefers, or another that gives up less)",
+    )
 
 
 def add_generate(commands: "argparse._SubParsersAction[Parser]") -> None:

@@ -46,12 +46,17 @@ def export_frames(
     With "all", a platform that cannot be served is named and the others are written; alone it is an error. Files are
     `path` with the suffix that the platform wants, and with its key if there are several or they shall be `named`.
     """
+    from tqdm import tqdm
+
     from ..stickers.fit import encode_for
 
     platforms = chosen_platforms(args.platform)
-    for platform in platforms:
+    hidden = None if len(platforms) > 1 else True  # None: shown where stderr is a terminal
+    for platform in tqdm(platforms, unit="file", leave=False, disable=hidden):
         try:
-            data, made = encode_for(frames, platform, metadata=metadata, cover=args.cover, time=args.time, **timing)
+            data, made = encode_for(
+                frames, platform, metadata=metadata, cover=args.cover, time=args.time, format=args.format, **timing
+            )
         except ValueError as error:
             if len(platforms) == 1:
                 raise

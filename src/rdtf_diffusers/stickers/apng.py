@@ -1,10 +1,13 @@
-"""APNG: exact, or in a palette of up to 256 colours with full transparency.
+"""APNG: exact, lossy, or in a palette of up to 256 colours with full transparency.
 
 Every frame is stored, also one that equals the frame before, and only the rectangle that changed is stored of it:
 some platforms count frames, and Pillow's own writer joins equal ones and knows no palette for a whole clip.
+
+PNG stores how each value differs from a prediction. `predictable` makes these differences multiples of a step, most
+of them 0, where the prediction is the mean of the pixels to the left and above: detail is lost, not colours, and no
+bands appear.
 """
 
-import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -12,9 +15,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from .palette import smooth
+
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PALETTE_TYPE, RGBA_TYPE = 3, 6
+AVERAGE = 3  # the number of PNG's filter that predicts the mean of the pixels to the left and above
+QUICK = 4  # zlib's level for choosing filters
+DENSE = 1 / 8  # bytes per value: from here on it is noise
+DEAD_ZONE = 0.65  # steps: smaller differences from the prediction are dropped
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -22,24 +31,45 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def deflate(data: bytes, level: int, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    """`data` as a zlib stream."""
+    compressor = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+    return compressor.compress(data) + compressor.flush()
+
+
+def filtered_lines(pixels: np.ndarray) -> np.ndarray:
+    """The lines of a picture (H, W, 4) under PNG's five filters, (5, H, 4 * W) uint8."""
+    height, width = pixels.shape[:2]
+    around = np.pad(pixels, ((1, 0), (1, 0), (0, 0))).astype(np.int16)
+    left, above, corner = around[1:, :-1], around[:-1, 1:], around[:-1, :-1]
+    to_left, to_above, to_corner = abs(above - corner), abs(left - corner), abs(left + above - 2 * corner)
+    paeth = np.where(to_above <= to_corner, above, corner)
+    paeth = np.where((to_left <= to_above) & (to_left <= to_corner), left, paeth)
+    predictions = np.stack([np.zeros_like(left), left, above, (left + above) >> 1, paeth])
+    return (pixels - predictions).astype(np.uint8).reshape(5, height, 4 * width)
+
+
 def compress(pixels: np.ndarray, effort: int) -> bytes:
     """The zlib stream of a picture (H, W) of indices or (H, W, 4) of RGBA, 8 bits each.
 
-    Unfiltered lines are best where few colours repeat; for RGBA, Pillow's choice of filters is tried as well.
+    Unfiltered lines are best where few colours repeat, the average filter for what `predictable` made, and for other
+    pictures the filter that leaves each line the smallest values. Where runs are all there is to find, as in noise,
+    no effort finds more.
     """
-    lines = pixels.reshape(len(pixels), -1)
-    plain = zlib.compress(np.pad(lines, ((0, 0), (1, 0))).tobytes(), effort)
     if pixels.ndim == 2:
-        return plain
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=effort)
-    data, position, filtered = buffer.getvalue(), len(SIGNATURE), []
-    while position < len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        if data[position + 4 : position + 8] == b"IDAT":
-            filtered.append(data[position + 8 : position + 8 + length])
-        position += length + 12
-    return min(plain, b"".join(filtered), key=len)
+        return deflate(np.pad(pixels, ((0, 0), (1, 0))).tobytes(), effort)
+    lines = filtered_lines(pixels)
+    smallest = np.abs(lines.view(np.int8).astype(np.int16)).sum(axis=2).argmin(axis=0)  # the filter of each line
+    best = []
+    for filters in (np.zeros_like(smallest), np.full_like(smallest, AVERAGE), smallest):
+        chosen = lines[filters, np.arange(len(filters))]
+        data = np.concatenate([filters[:, None].astype(np.uint8), chosen], axis=1).tobytes()
+        quick, thorough = (zlib.Z_RLE, zlib.Z_FILTERED) if filters.any() else (zlib.Z_DEFAULT_STRATEGY,) * 2
+        best.append((deflate(data, QUICK, quick), data, thorough))
+    stream, data, strategy = min(best, key=lambda attempt: len(attempt[0]))
+    if len(stream) > DENSE * len(data):
+        return stream
+    return min(stream, deflate(data, effort, strategy), key=len)
 
 
 def changed_box(before: np.ndarray | None, after: np.ndarray) -> tuple[int, int, int, int]:
@@ -66,7 +96,7 @@ def write_apng(
         times: milliseconds of each frame.
         loops: how often it plays; 0 is for ever.
         exif: the bytes of an EXIF block (beginning with its byte order).
-        effort: zlib's level, 0 to 9; 6 is ten times as fast as 9 and about a tenth larger.
+        effort: zlib's level, 0 to 9; 6 is up to ten times as fast as 9 and about a tenth larger.
     """
     height, width = frames.shape[1:3]
     kind = RGBA_TYPE if palette is None else PALETTE_TYPE
@@ -98,3 +128,46 @@ def coarsen(clip: np.ndarray, step: int) -> np.ndarray:
     rounded = np.minimum(np.rint(levels / step) * step, 255).astype(np.uint8)
     rounded[255] = 255
     return np.where(clip[..., 3:] > 0, rounded[clip], np.uint8(0))
+
+
+def predictable(clip: np.ndarray, step: int, smooth_step: int | None = None) -> np.ndarray:
+    """A clip (F, H, W, 4) uint8 made lossy: each value is the mean of those to its left and above plus a multiple of
+    `step`, or plus nothing if that is less than 0.65 steps off. The ends of alpha stay; what is invisible may be any
+    colour.
+
+    Args:
+        smooth_step: the step where the clip is smooth, if it is another one: there, coarse steps are seen.
+    """
+    boxes = [changed_box(clip[index - 1] if index else None, frame) for index, frame in enumerate(clip)]
+    height = max(bottom - top for _, top, _, bottom in boxes)
+    width = max(right - left for left, _, right, _ in boxes)
+    # Pixels on one diagonal do not depend on each other: (H + W, H, F, 4), each diagonal one row further down
+    target = np.zeros((height + width, height, len(clip), 4), np.int16)
+    steps = np.full((*target.shape[:3], 1), step, np.float32)
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        finer = smooth(clip[index : index + 1])[0, ..., None] if smooth_step else None
+        for y in range(bottom - top):
+            place = slice(y + 1, y + 1 + right - left), y, index
+            target[place] = clip[index, top + y, left:right]
+            if smooth_step:
+                steps[place] = np.where(finer[top + y, left:right], smooth_step, step)
+    result = np.zeros_like(target)  # diagonal 0 is outside
+    for diagonal in range(1, height + width):
+        rows = slice(max(0, diagonal - width), min(height, diagonal))
+        before, values, step_here = result[diagonal - 1], target[diagonal, rows], steps[diagonal, rows]
+        above = np.concatenate([np.zeros_like(before[:1]), before[:-1]])[rows]
+        prediction = (before[rows] + above) >> 1
+        off = values - prediction
+        multiple = np.rint(off / step_here) * (np.abs(off) >= DEAD_ZONE * step_here)
+        found = np.minimum(np.maximum(prediction + (step_here * multiple).astype(np.int16), 0), 255)
+        alpha = values[..., 3:]
+        found = np.where(alpha > 0, found, prediction)
+        soft = np.minimum(np.maximum(found[..., 3:], 1), 254)
+        found[..., 3:] = np.where((alpha == 0) | (alpha == 255), alpha, soft)
+        result[diagonal, rows] = found
+    lossy = np.empty_like(clip)
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        lossy[index] = lossy[index - 1] if index else 0
+        for y in range(bottom - top):
+            lossy[index, top + y, left:right] = result[y + 1 : y + 1 + right - left, y, index]
+    return lossy

@@ -18,7 +18,7 @@ from PIL import Image
 from ..utils.files import write_whole
 from .apng import write_apng
 from .gif import encode_gif
-from .webm import encode_webm
+from .webm import bleed, encode_webm
 
 
 FORMATS = {".webp": "webp", ".gif": "gif", ".png": "apng", ".apng": "apng", ".webm": "webm"}
@@ -161,7 +161,7 @@ def encode(
     if format == "gif":
         return encode_gif(clip, times, description=description)
     if format == "webm":
-        return encode_webm(clip, times, description=description)
+        return encode_webm(bleed(clip), times, description=description)
     if format == "webp":
         return encode_webp(clip, times, description=description)
     return write_apng(clip, times, exif=exif_block(description))

@@ -8,7 +8,7 @@ more frames; pixels, where the platform permits; the last of the quality. Times 
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,23 +16,18 @@ import numpy as np
 from PIL import Image
 
 from ..data.decoders import Limits, decode
-from .apng import coarsen, write_apng
+from .budget import Encoded, Job, best_within, settings
 from .check import most_flashes
-from .encode import encode_webp, exif_block, frame_durations, round_times, to_pictures
-from .gif import MOST_GIF_COLOURS, encode_gif
-from .palette import quantise, squared_error
+from .encode import frame_durations, round_times, to_pictures
 from .platforms import SUFFIXES, Platform, find_platform
 from .resize import fit_canvas
+from .similarity import similarity
 from .timing import SAME, Schedule, at_least, drop_frames, plan_time, telling_frame, turn
-from .webm import BEST_CRF, WORST_CRF, encode_webm
 
 
-COLOURS = (255, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
-STEPS = (2, 3, 4, 6, 8, 12)  # of the values in RGBA files
-LOWEST_QUALITY, FEWEST_COLOURS, HIGHEST_CRF = 20, 16, 50  # below it, frames and pixels are given up first
-COARSE = 5.0  # levels of 255: smaller errors are not dithered, as that would take bytes and likeness from the rest
 LEAST_FPS = 4.0  # frames are not dropped below it
 LEAST_MOTION = 16  # levels of 255 by which frames must differ to be an animation
+LEAST_SHARE = 0.9  # bytes per pixel do not fall below this share when frames or pixels go, as the dull ones go first
 READABLE = Limits(frame_pixels=2**20, frames=10_000, total_pixels=2**33)
 
 Rung = Literal["whole", "duplicates dropped", "fewer frames", "fewer pixels", "lowest quality"]
@@ -51,7 +46,9 @@ class Report:
         frames: how many are stored.
         seconds: how long one play lasts.
         plays: how often it plays; 0 is for ever.
-        quality: in words, such as "lossless", "quality 80", "64 colours", "rounded to 4", "crf 20".
+        quality: in words: "lossless", "quality 80" (WebP), "crf 20" (WEBM), "64 colours", "255 dithered colours",
+            "255 colours a frame", "rounded to 4" (values are multiples of 4), "lossy 12" (values are a multiple of 12
+            off a prediction).
         rung: what had to be given up for the bytes beside quality: nothing ("whole") or everything up to this.
         alpha: the least and the greatest alpha, read from the file.
         time_change: what was done to the time and why, or None.
@@ -71,118 +68,6 @@ class Report:
     alpha: tuple[int, int]
     time_change: str | None
     cover: int
-
-
-class Setting(NamedTuple):
-    """One quality of a format, such as ("quality", 80)."""
-
-    kind: Literal["lossless", "quality", "crf", "rounded to", "colours", "dithered colours"]
-    value: int = 0
-
-    def __str__(self) -> str:
-        if "colours" in self.kind:
-            return f"{self.value} {self.kind}"
-        return f"{self.kind} {self.value}" if self.value else self.kind
-
-
-def settings(format: str) -> list[Setting]:
-    """The qualities of a format, the best first."""
-    if format == "webp":
-        return [Setting("lossless"), *(Setting("quality", quality) for quality in range(100, -1, -2))]
-    if format == "webm":
-        return [Setting("crf", crf) for crf in range(BEST_CRF, WORST_CRF + 1)]
-    fewer = [Setting("colours", number) for number in COLOURS]
-    if format == "gif":
-        return [Setting("dithered colours", MOST_GIF_COLOURS), *fewer]
-    return [Setting("lossless"), *(Setting("rounded to", step) for step in STEPS), *fewer]
-
-
-MOST_COLOURS = Setting("colours", COLOURS[0])
-
-
-def lowest_good(choices: Sequence[Setting]) -> int:
-    """The place of the last setting that still looks good."""
-    bounds = {"quality": LOWEST_QUALITY, "colours": FEWEST_COLOURS, "crf": -HIGHEST_CRF}
-    good = [
-        place
-        for place, (kind, value) in enumerate(choices)
-        if kind not in bounds or (-value if kind == "crf" else value) >= bounds[kind]
-    ]
-    return max(good)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A clip (F, H, W, 4) in its final size with its final times, to be encoded in one quality or another."""
-
-    clip: np.ndarray
-    times: list[int]
-    plays: int
-    format: str
-    palette: bool  # whether the platform takes files with a palette
-    description: str
-
-    def pixels(self, setting: Setting) -> tuple[np.ndarray, np.ndarray | None]:
-        """What an APNG stores: RGBA frames, or indices and their palette."""
-        if setting.kind != "colours":
-            return coarsen(self.clip, max(setting.value, 1)), None
-        indices, palette = quantise(self.clip, setting.value)
-        return (indices, palette) if self.palette else (palette[indices], None)
-
-    def encode(self, setting: Setting) -> bytes:
-        if self.format == "webm":
-            return encode_webm(self.clip, self.times, crf=setting.value, description=self.description)
-        shared = {"loops": self.plays, "description": self.description}
-        if self.format == "webp":
-            quality = None if setting.kind == "lossless" else setting.value
-            return encode_webp(self.clip, self.times, quality=quality, **shared)
-        if self.format == "gif":
-            dither = COARSE if setting.kind == "dithered colours" else math.inf
-            return encode_gif(self.clip, self.times, colours=setting.value, dither=dither, **shared)
-        pixels, palette = self.pixels(setting)
-        shared = {"loops": self.plays, "exif": exif_block(self.description)}
-        return write_apng(pixels, self.times, palette=palette, effort=6, **shared)
-
-    def error(self, setting: Setting) -> float:
-        """How far an APNG is from the clip."""
-        pixels, palette = self.pixels(setting)
-        return squared_error(self.clip, pixels if palette is None else palette[pixels])
-
-
-def best_within(job: Job, aim: int, choices: Sequence[Setting]) -> tuple[bytes, Setting, bool]:
-    """The best of `choices` (the best first) whose file has at most `aim` bytes, by bisection.
-
-    Returns:
-        the file, its setting, and True; if none fits, those of the last choice and False.
-    """
-    fitting, data = len(choices) - 1, job.encode(choices[-1])
-    if len(data) > aim:
-        return data, choices[-1], False
-    if not hopeless(job, aim, choices[0]):  # what fits without loss is found at once
-        best = job.encode(choices[0])
-        if len(best) <= aim:
-            return best, choices[0], True
-    too_large = 0
-    while fitting - too_large > 1:
-        middle = (fitting + too_large) // 2
-        attempt = job.encode(choices[middle])
-        if len(attempt) <= aim:
-            fitting, data = middle, attempt
-        else:
-            too_large = middle
-    setting = choices[fitting]
-    if setting.kind == "rounded to" and job.error(MOST_COLOURS) < job.error(setting):
-        attempt = job.encode(MOST_COLOURS)  # few colours that are right beat many that are rounded
-        if len(attempt) <= aim:
-            return attempt, MOST_COLOURS, True
-    return data, setting, True
-
-
-def hopeless(job: Job, aim: int, setting: Setting) -> bool:
-    """Whether a lossless WebP cannot fit, told by the fastest one: the best is about a third of it at least."""
-    if job.format != "webp" or setting.kind != "lossless":
-        return False
-    return len(encode_webp(job.clip, job.times, effort=0)) > 3 * aim
 
 
 class Attempt(NamedTuple):
@@ -252,6 +137,49 @@ def check_clip(clip: np.ndarray, durations: Sequence[float], platform: Platform)
         )
 
 
+class Fitted(NamedTuple):
+    """The best file of one format and how it came about."""
+
+    encoded: Encoded
+    job: Job
+    attempt: Attempt
+
+
+def fit_bytes(
+    clip: np.ndarray, attempts: Iterable[Attempt], platform: Platform, format: str, description: str
+) -> Fitted | int:
+    """The first of the attempts that fits into a platform's bytes; if none does, the least size that was reached."""
+    aim, least, per_pixel, canvas = platform.aim_bytes, math.inf, 0.0, None
+    for attempt in attempts:
+        order = attempt.schedule.order
+        pixels = math.prod(attempt.canvas) * len(order)
+        if attempt.good_only and LEAST_SHARE * per_pixel * pixels > aim:
+            continue
+        if attempt.canvas != canvas:
+            canvas = attempt.canvas
+            resized = {frame: fit_canvas(clip[[frame]], *canvas)[0] for frame in order}
+        times = round_times(attempt.schedule.durations, format)
+        frames = np.stack([resized[frame] for frame in order])
+        job = Job(frames, times, attempt.schedule.plays, format, platform.palette, description)
+        encoded = best_within(job, aim, settings(format, attempt.good_only))
+        if len(encoded.data) <= aim:
+            return Fitted(encoded, job, attempt)
+        least, per_pixel = min(least, len(encoded.data)), len(encoded.data) / pixels
+    return least
+
+
+def likeness(fitted: Fitted, clip: np.ndarray, whole: Attempt) -> float:
+    """How similar a file stays to the clip (F, H, W, 4), each of whose frames is compared with what is shown then."""
+    shown = list(decode(fitted.encoded.data, READABLE))
+    ends = np.cumsum([duration for _, duration in shown])
+    middles = np.cumsum(whole.schedule.durations) - np.array(whole.schedule.durations) / 2
+    values = []
+    for frame, place in zip(whole.schedule.order, np.searchsorted(ends[:-1], middles)):
+        pair = (fit_canvas(picture[None], *whole.canvas) for picture in (clip[frame], shown[place][0]))
+        values.append(similarity(*pair))
+    return float(np.mean(values))
+
+
 def encode_for(
     frames: Sequence[Image.Image] | np.ndarray,
     platform: str | Platform,
@@ -261,8 +189,9 @@ def encode_for(
     metadata: Mapping[str, object] | None = None,
     cover: Literal["auto", "first"] | int = "auto",
     time: Literal["trim", "speed", "refuse"] = "trim",
+    format: Literal["webp", "gif", "apng", "webm"] | None = None,
 ) -> tuple[bytes, Report]:
-    """A clip as the bytes of a file that a platform accepts, in its preferred format and at the best quality.
+    """A clip as the bytes of a file that a platform accepts, at the best quality.
 
     Args:
         frames: PIL pictures, or an array (F, H, W, 3 or 4), straight alpha: uint8, or floating point in [0, 1].
@@ -273,36 +202,41 @@ def encode_for(
         cover: the frame to begin the loop with: "first", a frame's number, or "auto", which is the most telling one
             (see `telling_frame`) where frame 0 plays a part on the platform, and the first elsewhere.
         time: a clip that is too long is cut after a frame ("trim"), sped up ("speed") or refused ("refuse").
+        format: one of the platform's formats. None is the one it prefers; where that means to give up frames or
+            pixels and another format does without, the one whose file is more similar to the clip.
 
     Raises:
         ValueError: if an argument is not as said above, if the clip does not move where a platform wants motion, or
             if it does not fit into the platform's bytes; the message then gives the least size that was reached.
     """
-    rules, format = find_platform(platform), find_platform(platform).formats[0]
+    rules = find_platform(platform)
     clip = np.stack([np.asarray(picture) for picture in to_pictures(frames)])
     if not (cover in ("auto", "first") or (isinstance(cover, int) and 0 <= cover < len(clip))):
         raise ValueError(f"`cover` must be 'auto', 'first' or the number of one of {len(clip)} frames, not {cover!r}")
     if time not in ("trim", "speed", "refuse"):
         raise ValueError(f"`time` must be 'trim', 'speed' or 'refuse', not {time!r}")
+    if format is not None and format not in rules.formats:
+        raise ValueError(f"`format` must be one of {', '.join(rules.formats)} for {rules.name}, not {format!r}")
     schedule = schedule_for(clip, frame_durations(len(clip), fps, durations), rules, cover, time)
     check_clip(clip[schedule.order], schedule.durations, rules)
+    first, *others = [format] if format else rules.formats
     description = json.dumps(metadata) if metadata else ""
-    choices = settings(format)
-    least = math.inf
-    for attempt in ladder(schedule, clip, rules):
-        resized = fit_canvas(clip[attempt.schedule.order], *attempt.canvas)
-        times = round_times(attempt.schedule.durations, format)
-        job = Job(resized, times, schedule.plays, format, rules.palette, description)
-        good = choices[: lowest_good(choices) + 1] if attempt.good_only else choices
-        data, setting, fits = best_within(job, rules.aim_bytes, good)
-        least = min(least, len(data))
-        if fits:
-            return data, report_on(data, job, setting, attempt, rules)
-    raise ValueError(f"`frames` do not fit into {rules.aim_bytes} bytes for {rules.name}: the least was {least} bytes")
+    whole, *rest = ladder(schedule, clip, rules)
+    fitted = [fit_bytes(clip, [whole, *rest], rules, first, description)]
+    if not (isinstance(fitted[0], Fitted) and fitted[0].attempt is whole):
+        fitted += [fit_bytes(clip, [whole], rules, other, description) for other in others]
+    found = [one for one in fitted if isinstance(one, Fitted)]
+    if not found:
+        raise ValueError(
+            f"`frames` do not fit into {rules.aim_bytes} bytes for {rules.name}: the least was {min(fitted)} bytes"
+        )
+    best = found[0] if len(found) == 1 else max(found, key=lambda one: likeness(one, clip, whole))
+    return best.encoded.data, report_on(best, rules)
 
 
-def report_on(data: bytes, job: Job, setting: Setting, attempt: Attempt, platform: Platform) -> Report:
+def report_on(fitted: Fitted, platform: Platform) -> Report:
     """The report on a file that fits."""
+    (data, quality), job, attempt = fitted
     alphas = [(int(frame[..., 3].min()), int(frame[..., 3].max())) for frame, _ in decode(data, READABLE)]
     return Report(
         platform=platform.key,
@@ -313,7 +247,7 @@ def report_on(data: bytes, job: Job, setting: Setting, attempt: Attempt, platfor
         frames=len(job.times),
         seconds=sum(job.times) / 1000,
         plays=job.plays,
-        quality=str(setting),
+        quality=quality,
         rung=attempt.rung,
         alpha=(min(low for low, _ in alphas), max(high for _, high in alphas)),
         time_change=attempt.schedule.change,

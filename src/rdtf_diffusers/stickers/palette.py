@@ -16,8 +16,9 @@ import numpy as np
 
 # Distinct colours that are told apart, of more those of a small cell count as one: where a palette is found, and where
 # pixels are given its entries.
-MOST_CLUSTERED, MOST_COLOURS = 1 << 14, 1 << 17
-ROUNDS = 4  # of k-means
+MOST_CLUSTERED, MOST_COLOURS = 1 << 16, 1 << 17
+ROUNDS = 16  # of k-means
+PIECE = 1024  # colours that are compared with a palette at once
 SMOOTH = 1.5  # levels of 255 from the mean around a pixel: above it, texture hides bands, and nothing is dithered
 MOSTLY_SMOOTH = 0.8  # of what is visible; below it, nothing is dithered
 NEIGHBOURS = 8  # entries of the palette that a colour may be mixed from
@@ -40,21 +41,43 @@ class Colours(NamedTuple):
     inverse: np.ndarray
 
 
-def count_colours(clip: np.ndarray, most: int) -> Colours:
-    """At most `most` colours of a clip (F, H, W, 4), straight RGBA uint8; everything invisible is one colour."""
-    packed = np.where(clip[..., 3] > 0, np.ascontiguousarray(clip).view("<u4")[..., 0], np.uint32(0))
-    opaque = np.where(clip[..., 3] == 255, np.uint32(0xFF000000), np.uint32(0))  # stays opaque in its cell
-    for dropped_bits in range(8):
-        cells = packed & np.uint32(0x01010101 * (0x100 - (1 << dropped_bits))) | opaque
-        codes = np.unique(cells)
-        if len(codes) <= most:
+def cells(colours: np.ndarray, most: int) -> tuple[np.ndarray, int]:
+    """For each colour (..., 4), straight RGBA uint8, the number of its cell, and how many cells are in use.
+
+    The cells of the RGBA cube are halved along every channel, bit by bit, as long as at most `most` are in use. What
+    is invisible has a cell of its own, and nothing opaque shares one with what is not.
+    """
+    packed = np.ascontiguousarray(colours).view("<u4")[..., 0]
+    alpha = colours[..., 3]
+    packed = np.where(alpha > 0, packed, np.uint32(0))
+    cell, number = (alpha > 0) + (alpha == 255).astype(np.int32), 3
+    for bit in range(7, -1, -1):
+        bits = packed >> np.uint32(bit) & np.uint32(0x01010101)
+        bits = (bits | bits >> np.uint32(7) | bits >> np.uint32(14) | bits >> np.uint32(21)) & np.uint32(15)
+        halves = cell << 4 | bits.view(np.int32)
+        used = np.zeros(16 * number, bool)
+        used[halves] = True
+        if np.count_nonzero(used) > most:
             break
-    inverse = np.searchsorted(codes, cells)
-    counts = np.bincount(inverse.ravel())
-    if not dropped_bits:
-        return Colours(codes.view(np.uint8).reshape(-1, 4).astype(np.float32), counts, inverse)
-    sums = [np.bincount(inverse.ravel(), clip[..., channel].ravel()) for channel in range(4)]
+        cell, number = (np.cumsum(used, dtype=np.int32) - 1)[halves], np.count_nonzero(used)
+    return cell, number
+
+
+def count_colours(clip: np.ndarray, most: int = MOST_COLOURS) -> Colours:
+    """At most `most` colours of a clip (F, H, W, 4), straight RGBA uint8; everything invisible is one colour."""
+    inverse, number = cells(clip, most)
+    counts = np.bincount(inverse.ravel(), minlength=number)
+    shown = np.where(clip[..., 3:] > 0, clip, np.uint8(0))
+    sums = [np.bincount(inverse.ravel(), shown[..., channel].ravel(), number) for channel in range(4)]
     return Colours((np.stack(sums, axis=1) / counts[:, None]).astype(np.float32), counts, inverse)
+
+
+def fewer_colours(points: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (N, 4) that occur `counts` times as at most `most` means of near ones, and how often those occur."""
+    inverse, number = cells(np.rint(points).astype(np.uint8), most)
+    total = np.bincount(inverse, counts, number)
+    sums = [np.bincount(inverse, counts * column, number) for column in points.T]
+    return (np.stack(sums, axis=1) / total[:, None]).astype(np.float32), total
 
 
 def to_features(points: np.ndarray) -> np.ndarray:
@@ -102,9 +125,13 @@ def divide(features: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
     return np.stack([mean for *_, mean in measures]).astype(np.float32)
 
 
-def squared_distances(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(N, K), but for |features|^2, which is the same for all centres."""
-    return (centres**2).sum(axis=1) - 2 * (features @ centres.T)
+def nearest(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Which of `centres` (K, 4) is nearest to each of `features` (N, 4)."""
+    # |feature - centre|^2 but for |feature|^2, as one product, in pieces that stay in the processor's cache
+    left = np.concatenate([features, np.ones((len(features), 1), np.float32)], axis=1)
+    right = np.concatenate([-2 * centres, (centres**2).sum(axis=1, keepdims=True)], axis=1).T.copy()
+    pieces = [(left[start : start + PIECE] @ right).argmin(axis=1) for start in range(0, len(left), PIECE)]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.intp)
 
 
 def cluster(points: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
@@ -117,14 +144,14 @@ def cluster(points: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
     features = to_features(points)
     centres = divide(features, counts, number)
     for _ in range(ROUNDS):
-        nearest = squared_distances(features, centres).argmin(axis=1)
-        sizes = np.bincount(nearest, counts, len(centres))
-        sums = [np.bincount(nearest, counts * column, len(centres)) for column in features.T]
+        own = nearest(features, centres)
+        sizes = np.bincount(own, counts, len(centres))
+        sums = [np.bincount(own, counts * column, len(centres)) for column in features.T]
         means = np.stack(sums, axis=1) / np.maximum(sizes, 1)[:, None]
         centres = np.where(sizes[:, None] > 0, means, centres).astype(np.float32)
     palette = to_straight(centres)
-    dominant = np.flatnonzero(counts > sizes[nearest] / 2)
-    palette[nearest[dominant]] = np.rint(points[dominant])
+    dominant = np.flatnonzero(counts > sizes[own] / 2)
+    palette[own[dominant]] = np.rint(points[dominant])
     return np.unique(palette, axis=0)
 
 
@@ -149,57 +176,63 @@ def smooth(clip: np.ndarray) -> np.ndarray:
     return (np.abs(total - 25 * clip.astype(np.int16)) <= 25 * SMOOTH).all(axis=3)
 
 
-def mixtures(points: np.ndarray, palette: np.ndarray, visible: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each colour the two entries of the palette to mix, and the share of the second, at most one half.
+def mixtures(features: np.ndarray, entries: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `features` (N, 4) the second entry (of (K, 4)) to mix, and its share, at most one half.
 
-    The first is the nearest entry. The second is the one whose mixture comes closest to the colour, where contrast
-    within the mixture, which is seen as noise, counts as error too. Errors of up to `visible` levels stay.
+    `first` is the nearest entry. The second is the one whose mixture comes closest to the colour, where contrast
+    within the mixture, which is seen as noise, counts as error too.
     """
-    features, entries = to_features(points), to_features(palette)
-    distances = squared_distances(features, entries)
-    count = min(NEIGHBOURS, len(palette))
-    near = np.argpartition(distances, count - 1, axis=1)[:, :count]
-    first = distances.argmin(axis=1)
+    between = ((entries[:, None] - entries) ** 2).sum(axis=2)
+    near = np.argsort(between, axis=1)[first, 1 : NEIGHBOURS + 1]  # (N, neighbours)
     gap = features - entries[first]  # (N, 4)
     step = entries[near] - entries[first][:, None]  # (N, neighbours, 4)
     contrast = np.maximum((step**2).sum(axis=2), 1e-6)
     share = np.clip(np.einsum("nc,nkc->nk", gap, step) / contrast, 0, 0.5)
     error = ((gap[:, None] - share[..., None] * step) ** 2).sum(axis=2) + NOISE_PRICE * share * (1 - share) * contrast
     best = error.argmin(axis=1)[:, None]
-    second = np.take_along_axis(near, best, axis=1)[:, 0]
-    share = np.take_along_axis(share, best, axis=1)[:, 0]
-    return first, second, np.where((gap**2).sum(axis=1) > visible**2, share, 0)
+    return np.take_along_axis(near, best, axis=1)[:, 0], np.take_along_axis(share, best, axis=1)[:, 0]
 
 
-def quantise(clip: np.ndarray, number: int, *, dither: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
+class Quantised(NamedTuple):
+    """A clip in few colours: indices (F, H, W) uint8 into a palette (K, 4), straight RGBA uint8, and whether any of
+    them were dithered. Colours that fit are kept exactly. What is invisible has the palette's last index."""
+
+    indices: np.ndarray
+    palette: np.ndarray
+    dithered: bool
+
+    def pixels(self) -> np.ndarray:
+        """The clip itself, (F, H, W, 4)."""
+        return self.palette[self.indices]
+
+
+def quantise(clip: np.ndarray, number: int, *, dither: float = math.inf, colours: Colours | None = None) -> Quantised:
     """A clip (F, H, W, 4), straight RGBA uint8, in at most `number` visible colours.
 
     Colours that are off by more than `dither` levels of 255 are dithered where the clip is smooth, if that is most of
     it: elsewhere texture hides bands, and dithering would be one more noise.
 
-    Returns:
-        indices (F, H, W) uint8 and the palette (K, 4), straight RGBA uint8; its last entry is (0, 0, 0, 0) in addition
-        to the `number`, if anything in the clip is invisible. Colours that fit are kept exactly.
+    Args:
+        colours: what `count_colours` finds in the clip, if it is known already.
     """
-    points, counts, _ = count_colours(clip, MOST_CLUSTERED)
-    seen = points[:, 3] > 0
-    palette = cluster(points[seen], counts[seen], number)
-    points, _, inverse = count_colours(clip, MOST_COLOURS)
-    hidden = points[:, 3] == 0
-    if hidden.any():
+    points, counts, inverse = colours or count_colours(clip)
+    seen = np.flatnonzero(points[:, 3] > 0)
+    palette = cluster(*fewer_colours(points[seen], counts[seen], MOST_CLUSTERED), number)
+    features, entries = to_features(points[seen]), to_features(palette)
+    first = np.full(len(points), len(palette), np.uint8)
+    first[seen] = nearest(features, entries)
+    if len(seen) < len(points):
         palette = np.concatenate([palette, np.zeros((1, 4), np.uint8)])
-    visible = palette[: len(palette) - hidden.any()]
-    first = np.full(len(points), len(visible), np.uint8)
-    if not len(visible):
-        return first[inverse], palette
+    off = ((features - entries[first[seen]]) ** 2).sum(axis=1) > dither**2
+    if not off.any() or len(entries) == 1:
+        return Quantised(first[inverse], palette, False)
     even = smooth(clip) & (clip[..., 3] > 0)
-    if dither == math.inf or even.sum() < MOSTLY_SMOOTH * np.count_nonzero(clip[..., 3]):
-        first[~hidden] = squared_distances(to_features(points[~hidden]), to_features(visible)).argmin(axis=1)
-        return first[inverse], palette
+    if even.sum() < MOSTLY_SMOOTH * np.count_nonzero(clip[..., 3]):
+        return Quantised(first[inverse], palette, False)
     second, share = first.copy(), np.zeros(len(points), np.float32)
-    first[~hidden], second[~hidden], share[~hidden] = mixtures(points[~hidden], visible, dither)
+    second[seen[off]], share[seen[off]] = mixtures(features[off], entries, first[seen[off]])
     mixed = even & (share[inverse] > thresholds(*inverse.shape[1:]))
-    return np.where(mixed, second[inverse], first[inverse]), palette
+    return Quantised(np.where(mixed, second[inverse], first[inverse]), palette, bool(mixed.any()))
 
 
 def squared_error(clip: np.ndarray, other: np.ndarray) -> float:

@@ -12,11 +12,16 @@ BEST_CRF, WORST_CRF = 4, 63  # VP9's quality: lower is better
 SMPTE170M, STUDIO_RANGE = 6, 1  # FFmpeg's numbers for the colours as they are converted here: written into the file
 
 
-def bleed(frame: np.ndarray) -> np.ndarray:
-    """A frame (H, W, 4), straight RGBA uint8, whose invisible pixels take on the colours of visible ones nearby.
+def bleed(clip: np.ndarray) -> np.ndarray:
+    """A clip (F, H, W, 4), straight RGBA uint8, whose invisible pixels take on the colours of visible ones nearby.
 
     VP9 stores colours at half the resolution: without this, edges would mix with whatever is invisible beside them.
     """
+    return np.stack([bleed_frame(frame) for frame in clip])
+
+
+def bleed_frame(frame: np.ndarray) -> np.ndarray:
+    """The same for one frame (H, W, 4)."""
     alpha = frame[..., 3:].astype(np.float32)
     levels = [np.concatenate([frame[..., :3] * alpha, alpha], axis=2)]  # premultiplied, ever smaller
     while max(levels[-1].shape[:2]) > 1:
@@ -32,7 +37,7 @@ def bleed(frame: np.ndarray) -> np.ndarray:
 
 
 def encode_webm(clip: np.ndarray, times: Sequence[int], *, crf: int = 15, description: str = "") -> bytes:
-    """A clip (F, H, W, 4), straight RGBA uint8, as WEBM: VP9, yuva420p, no sound.
+    """A clip (F, H, W, 4), straight RGBA uint8 as `bleed` leaves it, as WEBM: VP9, yuva420p, no sound.
 
     Args:
         times: milliseconds of each frame.
@@ -52,11 +57,11 @@ def encode_webm(clip: np.ndarray, times: Sequence[int], *, crf: int = 15, descri
         codec.time_base, codec.thread_count = MILLISECOND, 1  # with more threads the bytes vary
         codec.colorspace, codec.color_range = SMPTE170M, STUDIO_RANGE
         # Alternate reference frames and transparency exclude each other in libvpx
-        codec.options = {"crf": str(crf), "b": "0", "auto-alt-ref": "0", "cpu-used": "4", "deadline": "good"}
+        codec.options = {"crf": str(crf), "b": "0", "auto-alt-ref": "0", "cpu-used": "3", "deadline": "good"}
         starts = np.cumsum([0, *times]).tolist()
         packets = []
         for pixels, start in zip(clip, starts):
-            frame = av.VideoFrame.from_ndarray(bleed(pixels), format="rgba")
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba")
             frame.pts, frame.time_base = start, MILLISECOND
             packets += stream.encode(frame)
         for packet, time in zip(packets + stream.encode(), times):
