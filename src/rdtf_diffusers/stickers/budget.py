@@ -6,9 +6,9 @@ few frames, so that a long clip is encoded as a whole only two or three times.
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from .apng import changed_box, coarsen, predictable, write_apng
 from .encode import encode_webp, exif_block
 from .gif import MOST_GIF_COLOURS, best_colours, harden, own_colours, write_gif
-from .palette import Colours, Quantised, count_colours, quantise, squared_error
+from .palette import Quantised, count_colours, quantise, squared_error
 from .similarity import similarity
 from .webm import BEST_CRF, WORST_CRF, bleed, encode_webm
 
@@ -25,11 +25,13 @@ COLOURS = (255, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
 ROUNDED = (2, 3, 4, 6, 8, 12)  # steps of the values in RGBA files
 LOSSY = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)  # steps of their distance from a prediction
 FINER = 4  # times: the smaller steps where a clip is smooth
-LOWEST_QUALITY, HIGHEST_CRF, FEWEST_COLOURS, LARGEST_STEP = 20, 50, 16, 24  # what still looks good
+LOWEST_QUALITY, HIGHEST_CRF, FEWEST_COLOURS, LARGEST_STEP = 20, 50, 16, 32  # what still looks good
 COARSE = 5.0  # levels of 255: smaller errors are not dithered, as that would take bytes and likeness from the rest
 EFFORT = 8  # of zlib: 9 takes twice as long for 4 % fewer bytes
 SAMPLED = 1 / 8  # the share of the frames by which a size is estimated
-ERROR_SCALE = 4000.0  # squared levels of 255
+# What counts beside structural similarity, which hardly sees wrong colours in a still picture, and no flicker:
+ERROR_PRICE = 1 / 4000  # of the mean squared error in levels of 255
+FLICKER_PRICE = 0.01  # of a palette for each frame: what stands still does not keep its colours
 CLOSE = 0.98  # a file that uses this share of its bytes is good enough
 
 
@@ -69,18 +71,17 @@ def settings(format: str, good_only: bool = False) -> list[list[Setting]]:
 
     The first quality of the first way is the best of all.
     """
-    colours = [Setting("colours", number) for number in COLOURS]
+    colours, own = ([Setting(kind, number) for number in COLOURS] for kind in ("colours", "colours a frame"))
     if format == "webp":
         ways = [[Setting("lossless"), *(Setting("quality", quality) for quality in range(100, -1, -2))]]
     elif format == "webm":
         ways = [[Setting("crf", crf) for crf in range(BEST_CRF, WORST_CRF + 1)]]
     elif format == "gif":
-        own = [Setting("colours a frame", number) for number in COLOURS]
         ways = [[Setting("dithered colours", MOST_GIF_COLOURS), *own], colours]
     else:
         rounded = [Setting("lossless"), *(Setting("rounded to", step) for step in ROUNDED)]
         lossy = [[Setting(kind, step) for step in LOSSY] for kind in ("lossy", "lossy, finer where smooth")]
-        ways = [rounded, *lossy, colours]
+        ways = [rounded, *lossy, colours, own]
     return [[setting for setting in way if setting.looks_good() or not good_only] for way in ways]
 
 
@@ -108,25 +109,30 @@ class Job:
     format: str
     palette: bool  # whether the platform takes files with a palette
     description: str
+    whole: "Job | None" = None  # what this is a part of
+    first: int = 0  # the frame of it that this begins with
 
     @cached_property
-    def colours(self) -> Colours:
-        return count_colours(self.ready)
+    def in_colours(self) -> Callable[[int], Quantised]:
+        """The clip in so many colours; a part shares those of the whole clip."""
+        if self.whole:
+            frames = slice(self.first, self.first + len(self.times))
+            return lambda number: self.whole.in_colours(number).part(frames)
+        return cache(partial(quantise, self.ready, colours=count_colours(self.ready)))
 
     @cached_property
     def ready(self) -> np.ndarray:
         """The clip with edges as the format wants them."""
         return {"gif": harden, "webm": bleed}.get(self.format, np.asarray)(self.clip)
 
-    def sample(self) -> slice:
-        """A few frames from the middle; all if there are hardly more."""
+    def sample(self) -> "Job":
+        """A few frames from the middle; the job itself if it has hardly more."""
         count = max(2 if self.format == "webm" else 1, round(SAMPLED * len(self.times)))
-        start = (len(self.times) - count) // 2
-        return slice(start, start + count) if 2 * count < len(self.times) else slice(None)
-
-    def part(self, frames: slice) -> "Job":
-        """Some of the frames as a job of their own."""
-        return self if frames == slice(None) else replace(self, clip=self.clip[frames], times=self.times[frames])
+        if 2 * count >= len(self.times):
+            return self
+        first = (len(self.times) - count) // 2
+        frames = slice(first, first + count)
+        return replace(self, clip=self.clip[frames], times=self.times[frames], whole=self, first=first)
 
     def encode(self, setting: Setting) -> Encoded:
         if self.format == "apng":
@@ -155,7 +161,7 @@ class Job:
             return best_colours(self.ready, COARSE)
         if setting.kind == "colours a frame":
             return own_colours(self.ready, setting.value)
-        return [quantise(self.ready, setting.value, colours=self.colours)]
+        return [self.in_colours(setting.value)]
 
     def shown(self, setting: Setting) -> np.ndarray:
         """What an APNG or GIF in this quality shows, (F, H, W, 4) uint8."""
@@ -180,8 +186,7 @@ class Search:
     """
 
     def __init__(self, job: Job, aim: int):
-        self.aim, self.job, self.frames = aim, job, job.sample()
-        self.sample = job.part(self.frames)
+        self.aim, self.sample = aim, job.sample()
         self.encode = cache(job.encode)
         self.encode_sample = self.encode if self.sample is job else cache(self.sample.encode)
         self.factor = changed_pixels(job.clip) / changed_pixels(self.sample.clip)
@@ -195,12 +200,11 @@ class Search:
         return start + bisect_left(range(start, end), True, key=fits)
 
     def likeness(self, setting: Setting) -> float:
-        """How similar the sample stays; as that hardly counts wrong colours, less their squared error's share."""
-        if setting.kind == "colours":  # those of all frames
-            shown = self.job.shown(setting)[self.frames]
-        else:
-            shown = self.sample.shown(setting)
-        return similarity(self.sample.ready, shown) - squared_error(self.sample.ready, shown) / ERROR_SCALE
+        """How similar the sample stays, less the prices of wrong colours and flicker."""
+        shown = self.sample.shown(setting)
+        price = ERROR_PRICE * squared_error(self.sample.ready, shown)
+        price += FLICKER_PRICE * (setting.kind == "colours a frame")
+        return similarity(self.sample.ready, shown) - price
 
     def promise(self, way: Sequence[Setting]) -> float:
         """The likeness of the best quality that should fit; if none should, minus the least size."""

@@ -205,6 +205,10 @@ class Quantised(NamedTuple):
         """The clip itself, (F, H, W, 4)."""
         return self.palette[self.indices]
 
+    def part(self, frames: slice) -> "Quantised":
+        """Some of the frames, in the same palette."""
+        return self._replace(indices=self.indices[frames])
+
 
 def quantise(clip: np.ndarray, number: int, *, dither: float = math.inf, colours: Colours | None = None) -> Quantised:
     """A clip (F, H, W, 4), straight RGBA uint8, in at most `number` visible colours.
