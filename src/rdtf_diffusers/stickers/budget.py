@@ -191,13 +191,13 @@ class Search:
         self.encode_sample = self.encode if self.sample is job else cache(self.sample.encode)
         self.factor = changed_pixels(job.clip) / changed_pixels(self.sample.clip)
 
-    def estimated(self, way: Sequence[Setting], start: int, end: int) -> int:
-        """The first place from `start` on whose file should fit; `end` if none before does."""
+    def fits(self, setting: Setting) -> bool:
+        """Whether the file should fit."""
+        return self.factor * len(self.encode_sample(setting).data) <= self.aim
 
-        def fits(place: int) -> bool:
-            return self.factor * len(self.encode_sample(way[place]).data) <= self.aim
-
-        return start + bisect_left(range(start, end), True, key=fits)
+    def first_fitting(self, way: Sequence[Setting]) -> int:
+        """The place of the first quality that should fit, or the last place."""
+        return bisect_left(range(len(way) - 1), True, key=lambda place: self.fits(way[place]))
 
     def likeness(self, setting: Setting) -> float:
         """How similar the sample stays, less the prices of wrong colours and flicker."""
@@ -208,14 +208,15 @@ class Search:
 
     def promise(self, way: Sequence[Setting]) -> float:
         """The likeness of the best quality that should fit; if none should, minus the least size."""
-        place = self.estimated(way, 0, len(way))
-        return self.likeness(way[place]) if place < len(way) else -float(len(self.encode_sample(way[-1]).data))
+        if not self.fits(way[-1]):
+            return -self.factor * len(self.encode_sample(way[-1]).data)
+        return self.likeness(way[self.first_fitting(way)])
 
     def best(self, way: Sequence[Setting]) -> tuple[Encoded, Setting]:
         """The file in the best quality that fits, and that quality; those of the last if none does."""
         too_large, fitting, best = -1, len(way), None
         while fitting - too_large > 1 and not (best and CLOSE * self.aim <= len(best[0].data) <= self.aim):
-            place = self.estimated(way, too_large + 1, fitting - 1)
+            place = too_large + 1 + self.first_fitting(way[too_large + 1 : fitting])
             attempt = self.encode(way[place])
             self.factor = len(attempt.data) / len(self.encode_sample(way[place]).data)
             if len(attempt.data) <= self.aim:
@@ -230,7 +231,7 @@ def best_within(job: Job, aim: int, ways: Sequence[Sequence[Setting]]) -> Encode
     search = Search(job, aim)
     if len(ways) == 1:
         return search.best(ways[0])[0]
-    if search.estimated(ways[0], 0, 1) == 0:  # nothing beats it
+    if search.fits(ways[0][0]):  # nothing beats it
         encoded, _ = search.best(ways[0][:1])
         if len(encoded.data) <= aim:
             return encoded
