@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from rdtf_diffusers.data.animation import read_animation
-from rdtf_diffusers.stickers.apng import changed_box, coarsen, write_apng
+from rdtf_diffusers.stickers.apng import changed_box, coarsen, predictable, write_apng
 from rdtf_diffusers.stickers.encode import encode
 from rdtf_diffusers.stickers.gif import encode_gif, harden
 from rdtf_diffusers.stickers.palette import cluster, quantise, squared_error, thresholds
@@ -137,3 +137,17 @@ def test_webm_keeps_transparency_times_and_colours(tmp_path):
     assert np.abs(animation.frames[..., 3].astype(int) - clip[..., 3]).max() <= 24
     inside = clip[..., 3] == 255
     assert np.abs(animation.frames[inside].astype(int) - clip[inside]).mean() < 4
+
+
+@pytest.mark.parametrize("step", [2, 8, 24])
+def test_lossy_apng_stays_within_a_step_and_is_smaller(step):
+    clip = gradient()
+    clip = np.clip(clip + np.random.default_rng(0).integers(-9, 10, clip.shape), 0, 255).astype(np.uint8)
+    clip[..., 3] = gradient()[..., 3]
+    lossy = predictable(clip, step)
+    seen = np.broadcast_to(clip[..., 3:] > 0, clip.shape)
+    assert np.abs(lossy.astype(int) - clip)[seen].max() <= step
+    for end in (0, 255):
+        np.testing.assert_array_equal(lossy[..., 3] == end, clip[..., 3] == end)
+    times = [100] * len(clip)
+    assert len(write_apng(lossy, times)) < len(write_apng(clip, times))

@@ -60,16 +60,15 @@ def compress(pixels: np.ndarray, effort: int) -> bytes:
         return deflate(np.pad(pixels, ((0, 0), (1, 0))).tobytes(), effort)
     lines = filtered_lines(pixels)
     smallest = np.abs(lines.view(np.int8).astype(np.int16)).sum(axis=2).argmin(axis=0)  # the filter of each line
-    best = []
+    attempts = []
     for filters in (np.zeros_like(smallest), np.full_like(smallest, AVERAGE), smallest):
         chosen = lines[filters, np.arange(len(filters))]
         data = np.concatenate([filters[:, None].astype(np.uint8), chosen], axis=1).tobytes()
-        quick, thorough = (zlib.Z_RLE, zlib.Z_FILTERED) if filters.any() else (zlib.Z_DEFAULT_STRATEGY,) * 2
-        best.append((deflate(data, QUICK, quick), data, thorough))
-    stream, data, strategy = min(best, key=lambda attempt: len(attempt[0]))
-    if len(stream) > DENSE * len(data):
-        return stream
-    return min(stream, deflate(data, effort, strategy), key=len)
+        strategy = zlib.Z_FILTERED if filters.any() else zlib.Z_DEFAULT_STRATEGY
+        attempts.append((len(deflate(data, QUICK, strategy)), data, strategy))
+    _, data, strategy = min(attempts)
+    runs = deflate(data, QUICK, zlib.Z_RLE)
+    return runs if len(runs) > DENSE * len(data) else min(runs, deflate(data, effort, strategy), key=len)
 
 
 def changed_box(before: np.ndarray | None, after: np.ndarray) -> tuple[int, int, int, int]:

@@ -54,8 +54,10 @@ class Setting(NamedTuple):
     def __str__(self) -> str:
         if "colours" in self.kind:
             return f"{self.value} {self.kind}"
-        name, *rest = self.kind.split(",")
-        return ",".join([f"{name} {self.value}" if self.value else name, *rest])
+        if self.kind == "lossless":
+            return self.kind
+        name, comma, where = self.kind.partition(",")
+        return f"{name} {self.value}{comma}{where}"
 
     def looks_good(self) -> bool:
         """Whether this is tried before frames or pixels are given up."""
