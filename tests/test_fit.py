@@ -64,6 +64,23 @@ def test_ladder_gives_up_frames_then_pixels_then_quality():
     assert isinstance(rungs[0], Attempt) and rungs[0].good_only and not rungs[-1].good_only
 
 
+def test_formats_are_those_of_the_platform_the_preferred_one_first():
+    assert encode_for(draw_clip(3), "kakaotalk")[1].format == "gif"
+    data, report = encode_for(draw_clip(3), "kakaotalk", format="webp")
+    assert (report.format, report.suffix, report.quality) == ("webp", ".webp", "lossless") and data[:4] == b"RIFF"
+
+
+def test_another_format_is_taken_where_it_keeps_more():
+    clip = draw_clip(8, 64)
+    noise = np.random.default_rng(0).normal(0, 9, (8, 64, 64, 1))
+    clip[..., :3] = np.clip(clip[..., :3] + noise, 0, 255)
+    tight = dataclasses.replace(PLATFORMS["kakaotalk"], canvases=((64, 64),), aim_bytes=6_000)
+    gif, webp, best = (encode_for(clip, tight, format=format) for format in ("gif", "webp", None))
+    assert (gif[1].rung, webp[1].rung) == ("fewer frames", "whole") and best == webp
+    roomy = dataclasses.replace(tight, aim_bytes=10_000)
+    assert encode_for(clip, roomy)[1].format == "gif"  # as the platform prefers, since no frame is given up
+
+
 def test_what_cannot_fit_is_refused_with_the_least_size():
     tiny = dataclasses.replace(PLATFORMS["slack"], aim_bytes=900)
     with pytest.raises(ValueError, match=r"`frames` do not fit into 900 bytes.*the least was \d+ bytes"):
@@ -126,6 +143,7 @@ def test_the_loop_turns_to_the_most_telling_frame_where_frame_0_counts():
         ({"platform": "icq"}, "`platform`.*'icq'"),
         ({"cover": 9}, "`cover`.*9"),
         ({"time": "cut"}, "`time`.*'cut'"),
+        ({"format": "gif"}, "`format` must be one of webp for WhatsApp sticker, not 'gif'"),
         ({"platform": "line", "frames": np.arange(2 * 48, dtype=np.uint8).reshape(2, 4, 4, 3)}, "transparent"),
     ],
 )

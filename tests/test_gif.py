@@ -8,10 +8,10 @@ import pytest
 from PIL import Image, ImageSequence
 
 from rdtf_diffusers.data.animation import read_animation
-from rdtf_diffusers.stickers.apng import changed_box, coarsen, predictable, write_apng
+from rdtf_diffusers.stickers.apng import changed_box, coarsen, filtered_lines, predictable, write_apng
 from rdtf_diffusers.stickers.encode import encode
-from rdtf_diffusers.stickers.gif import encode_gif, harden
-from rdtf_diffusers.stickers.palette import cluster, quantise, squared_error, thresholds
+from rdtf_diffusers.stickers.gif import best_colours, encode_gif, harden
+from rdtf_diffusers.stickers.palette import cells, cluster, count_colours, nearest, quantise, squared_error, thresholds
 from rdtf_diffusers.stickers.webm import bleed
 
 
@@ -117,6 +117,87 @@ def test_coarsen_keeps_the_ends():
     coarse = coarsen(values, 6)[0, ..., 0].ravel()
     assert (coarse[0], coarse[255]) == (0, 255)
     assert np.abs(coarse.astype(int) - np.arange(256)).max() <= 3
+
+
+def noisy_disc(count: int = 3) -> np.ndarray:
+    """Texture inside a soft-edged disc that moves, (count, 48, 48, 4) uint8."""
+    clip = np.stack([np.roll(disc(), 2 * index, axis=1) for index in range(count)])
+    clip[..., :3] = np.random.default_rng(0).normal(128, 25, clip[..., :3].shape)
+    return clip
+
+
+@pytest.mark.parametrize("step, smooth_step", [(2, None), (9, None), (40, None), (24, 6)])
+def test_lossy_apng_is_a_few_steps_off_its_own_prediction(step, smooth_step):
+    clip = noisy_disc()
+    lossy = predictable(clip, step, smooth_step)
+    near, first = np.abs(lossy.astype(int) - clip), lossy[0].astype(int)
+    assert near[clip[..., 3] > 0].max() <= 0.65 * step + 1
+    for ends in (0, 255):
+        np.testing.assert_array_equal(lossy[..., 3] == ends, clip[..., 3] == ends)
+    prediction = (np.pad(first, ((0, 0), (1, 0), (0, 0)))[:, :-1] + np.pad(first, ((1, 0), (0, 0), (0, 0)))[:-1]) >> 1
+    inside = (clip[0, ..., 3] == 255)[..., None] & (first > 0) & (first < 255)
+    inside[..., 3] = False
+    assert not ((first - prediction)[inside] % (smooth_step or step)).any()
+    np.testing.assert_array_equal(read_back(write_apng(lossy, [50, 50, 50])), lossy)
+
+
+def test_lossy_apng_changes_only_what_changed():
+    clip = noisy_disc(1).repeat(3, axis=0)
+    clip[1:, 20:30, 15:25, :3] = 60
+    lossy = predictable(clip, 16)
+    differs = (lossy[1] != lossy[0]).any(axis=2)
+    assert differs[20:30, 15:25].any() and not differs[:20].any() and not differs[:, 25:].any()
+    np.testing.assert_array_equal(lossy[2], lossy[1])
+
+
+def test_lossy_apng_of_texture_takes_fewer_bytes_than_rounding_by_as_much():
+    small = np.random.default_rng(1).integers(60, 200, (40, 40, 3), np.uint8)
+    clip = np.asarray(Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).convert("RGBA"))[None]
+    rounded, lossy = coarsen(clip, 12), predictable(clip, 12)
+    assert len(write_apng(lossy, [100])) < 0.9 * len(write_apng(rounded, [100]))
+    assert squared_error(clip, lossy) < 1.1 * squared_error(clip, rounded)
+
+
+def test_filters_are_those_of_png():
+    import zlib
+
+    picture = np.random.default_rng(0).integers(0, 256, (7, 9, 4), np.uint8)
+    for number, lines in enumerate(filtered_lines(picture)):
+        data = np.pad(lines, ((0, 0), (1, 0)), constant_values=number)
+        whole = write_apng(picture[None], [100])
+        start = whole.index(b"IDAT") - 4
+        stream = zlib.compress(data.tobytes())
+        chunk = len(stream).to_bytes(4, "big") + b"IDAT" + stream + zlib.crc32(b"IDAT" + stream).to_bytes(4, "big")
+        with Image.open(io.BytesIO(whole[:start] + chunk + whole[-12:])) as file:
+            np.testing.assert_array_equal(np.asarray(file), picture)
+
+
+def test_cells_are_halved_while_they_are_few():
+    colours = np.random.default_rng(0).integers(0, 256, (500, 4), np.uint8)
+    colours[:100, 3], colours[100:200, 3] = 255, 0
+    for most in (3, 60, 10_000):
+        cell, number = cells(colours, most)
+        assert number <= max(most, 3) and set(np.unique(cell)) == set(range(number))
+        states = np.sign(colours[:, 3].astype(int)) + (colours[:, 3] == 255)
+        assert all(len(set(states[cell == one])) == 1 for one in range(number))
+    assert number == len({tuple(colour) if colour[3] else None for colour in colours.tolist()})  # all are told apart
+    points, counts, inverse = count_colours(colours.reshape(1, 20, 25, 4), 10_000)
+    np.testing.assert_array_equal(points[inverse].reshape(-1, 4), np.where(colours[:, 3:] > 0, colours, 0))
+    assert counts.sum() == 500
+
+
+def test_nearest_is_nearest():
+    rng = np.random.default_rng(0)
+    points, centres = rng.normal(0, 50, (3000, 4)).astype("f4"), rng.normal(0, 50, (37, 4)).astype("f4")
+    distances = ((points[:, None] - centres) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(nearest(points, centres), distances.argmin(axis=1))
+
+
+def test_only_what_was_dithered_is_said_to_be():
+    assert not quantise(disc()[None], 4, dither=5).dithered
+    assert quantise(gradient(), 16, dither=5).dithered and not quantise(gradient(), 16).dithered
+    assert not any(one.dithered for one in best_colours(harden(disc()[None]), 2.5))
+    assert len(best_colours(gradient(), 2.5)) == 4  # palettes of their own
 
 
 def test_bleed_fills_what_is_invisible_from_nearby():

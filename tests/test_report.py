@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import subprocess
@@ -121,26 +122,38 @@ def test_processes_do_not_change_the_report(rows, report, monkeypatch):
     assert others.json(rows) == report.json(rows) and others.text() == report.text()
 
 
-READER_THAT_DIES = """
-import os, sys
+def die(animation, row):
+    os._exit(1)
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="what is patched here must reach the worker")
+def test_a_file_that_kills_its_reader_ends_in_one_error(tmp_path, monkeypatch):
+    for name in "abcd":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(report_module, "ROWS_PER_WORKER", 1)
+    monkeypatch.setattr(report_module, "measure", die)
+    with pytest.raises(OSError, match=r"a process died while reading one of the files after .*a\.png"):
+        check("stickers", load_rows(tmp_path), workers=2)
+
+
+CHECKS_SLOWLY = """
+import sys, time
 from rdtf_diffusers.data import report
 from rdtf_diffusers.data.rows import load_rows
-report.ROWS_PER_WORKER, report.measure = 1, lambda animation, row: os._exit(1)
-try:
-    report.check("stickers", load_rows(sys.argv[1]), workers=2)
-except OSError as error:
-    print(error)
+report.ROWS_PER_WORKER, report.measure = 1, lambda animation, row: print("reading", flush=True) or time.sleep(600)
+report.check("stickers", load_rows(sys.argv[1]), workers=2)
 """
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="what is patched here must reach the worker")
-def test_a_file_that_kills_its_reader_ends_in_one_error(tmp_path):
-    """In a process of its own: torch's handler of dead workers raises at any line, here with logging's lock held."""
+def test_readers_end_with_the_process_that_started_them(tmp_path):
     for name in "abcd":
         Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
-    command = [sys.executable, "-c", READER_THAT_DIES, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "a process died while reading one of the files after" in done.stdout, done.stderr
+    command = [sys.executable, "-c", CHECKS_SLOWLY, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "reading\n"
+        running.kill()
+        running.stdout.read()  # ends when the last process that could write has ended
 
 
 def test_the_page_stands_alone_and_escapes_text(report, rows):

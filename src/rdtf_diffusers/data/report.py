@@ -10,15 +10,21 @@ import base64
 import hashlib
 import io
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .animation import AnimationError, evenly_timed
@@ -52,16 +58,16 @@ THUMBNAIL_SIDE = 96
 THUMBNAIL_FRAMES = 12
 
 
-class RowChecks(Dataset):
+Finding = tuple[tuple | None, str, str | None]  # record, the row's name, a reason
+
+
+class RowChecks:
     """Each row's record and the reason to drop it, or no record and the reason why it cannot be read."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], filters: Filters):
         self.rows, self.filters = rows, filters
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[tuple | None, str, str | None]:
+    def __call__(self, index: int) -> Finding:
         row = self.rows[index]
         try:
             animation = read_row(row)
@@ -93,8 +99,33 @@ def _sha256(row: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(data).digest(), dtype=np.uint8)
 
 
-def _unchanged(item: Any) -> Any:
-    return item
+_checks: RowChecks  # of a worker process
+
+
+def _start_worker(checks: RowChecks) -> None:
+    global _checks
+    _checks = checks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one,
+    threading.Thread(target=_end_with_parent, daemon=True).start()  # and its end, of whatever, ends this one.
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _check_row(index: int) -> Finding:
+    return _checks(index)
+
+
+def _findings(checks: RowChecks, workers: int) -> Iterator[Finding]:
+    """What was found in each row, in their order. Findings are small, so that a slow file stops nobody."""
+    indices = range(len(checks.rows))
+    if workers <= 1:
+        yield from map(checks, indices)
+        return
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(checks,)) as pool:
+        yield from pool.map(_check_row, indices, chunksize=ROWS_PER_WORKER)
 
 
 def check(
@@ -115,23 +146,20 @@ def check(
     """
     workers = min(workers, -(-len(rows) // ROWS_PER_WORKER))
     checks = RowChecks(rows, filters or Filters())
-    # Findings come in order and are small, so a slow file need not stop the other processes.
-    processes = {"num_workers": workers, "prefetch_factor": 16} if workers > 1 else {}
-    findings = DataLoader(checks, batch_size=None, collate_fn=_unchanged, **processes)
     records, bad, dropped = np.zeros(len(rows), dtype=RECORD), [], []
     readable = np.zeros(len(rows), dtype=bool)
     index = 0
     try:
-        for index, (record, name, reason) in enumerate(tqdm(findings, unit=" stickers", leave=False, disable=None)):
-            if record is None:
-                bad.append((name, reason))
-                continue
-            records[index], readable[index] = record, True
-            if reason is not None:
-                dropped.append((index, name, reason))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
+        with closing(_findings(checks, workers)) as findings:
+            progress = tqdm(findings, total=len(rows), unit=" stickers", leave=False, disable=None)
+            for index, (record, name, reason) in enumerate(progress):
+                if record is None:
+                    bad.append((name, reason))
+                    continue
+                records[index], readable[index] = record, True
+                if reason is not None:
+                    dropped.append((index, name, reason))
+    except BrokenProcessPool as error:
         raise OSError(
             f"a process died while reading one of the files after {row_name(rows[index])}: {error}"
         ) from error

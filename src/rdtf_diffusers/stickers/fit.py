@@ -202,8 +202,8 @@ def encode_for(
         cover: the frame to begin the loop with: "first", a frame's number, or "auto", which is the most telling one
             (see `telling_frame`) where frame 0 plays a part on the platform, and the first elsewhere.
         time: a clip that is too long is cut after a frame ("trim"), sped up ("speed") or refused ("refuse").
-        format: one of the platform's formats. None is the one it prefers; where that means to give up frames or
-            pixels and another format does without, the one whose file is more similar to the clip.
+        format: one of the platform's formats. None is the one it prefers, but where that means to give up frames or
+            pixels, the one whose file is most similar to the clip.
 
     Raises:
         ValueError: if an argument is not as said above, if the clip does not move where a platform wants motion, or
@@ -224,7 +224,7 @@ def encode_for(
     whole, *rest = ladder(schedule, clip, rules)
     fitted = [fit_bytes(clip, [whole, *rest], rules, first, description)]
     if not (isinstance(fitted[0], Fitted) and fitted[0].attempt is whole):
-        fitted += [fit_bytes(clip, [whole], rules, other, description) for other in others]
+        fitted += [fit_bytes(clip, [whole, *rest], rules, other, description) for other in others]
     found = [one for one in fitted if isinstance(one, Fitted)]
     if not found:
         raise ValueError(
