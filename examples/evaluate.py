@@ -145,6 +145,11 @@ def component_fingerprint(component: Any) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def library_versions() -> dict[str, str]:
+    """Of what decides samples and figures."""
+    return {"rdtf_diffusers": __version__} | {name: version(name) for name in ("torch", "diffusers", "transformers")}
+
+
 class RunFile:
     """What decides the samples in a folder, so that no others are mixed with them.
 
@@ -203,8 +208,7 @@ class Evaluation:
         self.run_file = RunFile(self.folder / RUN_FILE, self.accelerator)
         names = ("seed", "num_frames", "max_clips", "batch_size")
         self.run_file.keep("arguments", {name: getattr(args, name) for name in names})
-        self.versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-        self.versions = {"rdtf_diffusers": __version__} | self.versions
+        self.versions = library_versions()
         self.run_file.keep("versions", self.versions)
         self.stickers = self.open_datasets(args.dataset, args.dataset_split, args.max_clips)
         self.training_stickers = self.open_datasets(args.train_dataset, "train", None)

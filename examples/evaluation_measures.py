@@ -434,13 +434,19 @@ def frechet_distances(measured: dict[Row, Measured]) -> dict[Row, dict[str, np.n
     """By row and network, the Frechet distances of one half of the clips from the other half of the real ones.
 
     All rows have the same splits, see `split_distances`. A distance depends on the number of clips, so tries are not
-    put together: the distances of each are averaged.
+    put together.
+
+    Returns:
+        (tries, splits) each.
     """
     real = {row.form: found.features for row, found in measured.items() if row.kind == "real"}
     distances: dict[Row, dict[str, np.ndarray]] = {}
     for row, found in measured.items():
         truths = {spec: tries[0] for spec, tries in real[row.form].items() if len(tries[0]) >= FRECHET_CLIPS}
-        distances[row] = {spec: split_distances(found.features[spec], truth) for spec, truth in truths.items()}
+        distances[row] = {
+            spec: np.stack([split_distances(features, truth) for features in found.features[spec]])
+            for spec, truth in truths.items()
+        }
     return distances
 
 
@@ -452,14 +458,16 @@ def frechet_figures(
         for spec, draws in found.items():
             network = networks.features[spec]
             about = {"measure": f"frechet/{spec}", "title": f"Frechet, {network.name}", "unit": "features squared"}
-            yield figure(row, split_estimate(draws, n), **about, goal="lower", padding=network.padding)
+            about |= {"goal": "lower", "padding": network.padding}
+            yield figure(row, split_estimate(draws.mean(axis=0), n), draws.mean(axis=1), **about)
 
 
 def frechet_tests(distances: dict[Row, dict[str, np.ndarray]], n: int) -> Iterator[dict[str, Any]]:
     """Each model against each reference and each other model of its form, split by split."""
     for row, other in pairs_to_test(distances) if n >= TESTED_CLIPS else ():
         for spec in distances[row] if row.form == other.form else ():
-            difference = split_difference(distances[row][spec], distances[other][spec], n)
+            draws, others = (distances[one][spec].mean(axis=0) for one in (row, other))
+            difference = split_difference(draws, others, n)
             yield {"row": row.name, "against": other.name, "measure": f"frechet/{spec}", **asdict(difference)}
 
 
@@ -470,12 +478,12 @@ def mean_figures(measured: dict[Row, Measured]) -> Iterator[dict[str, Any]]:
             usable = found.values[name][~np.isnan(found.values[name]).any(axis=1)]
             if len(usable) > 1:
                 about = {"measure": name, "title": measure.title, "unit": measure.unit, "goal": measure.goal}
-                yield figure(row, bootstrap_mean(usable), **about, padding=None)
+                yield figure(row, bootstrap_mean(usable), usable.mean(axis=0), **about, padding=None)
 
 
-def figure(row: Row, estimate: Estimate, **about: str | None) -> dict[str, Any]:
-    """An entry of results.json."""
-    return {"row": row.name, **about, **asdict(estimate), "seeds": row.seeds}
+def figure(row: Row, estimate: Estimate, by_seed: np.ndarray, **about: str | None) -> dict[str, Any]:
+    """An entry of results.json; `by_seed` (tries,) is the figure of each try."""
+    return {"row": row.name, **about, **asdict(estimate), "seeds": row.seeds, "by_seed": by_seed.tolist()}
 
 
 def pairs_to_test(rows: Iterable[Row]) -> list[tuple[Row, Row]]:

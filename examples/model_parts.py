@@ -72,8 +72,9 @@ def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> 
         "num_frames": args.num_frames,
     }
     if args.unet_model_name_or_path is None:
+        widths = args.block_out_channels and {"block_out_channels": tuple(args.block_out_channels)}
         return UNetDiscreteFrameModel(
-            **PRESETS[args.preset].unet,
+            **PRESETS[args.preset].unet | (widths or {}),
             **fitting,
             sample_size=args.resolution // pipeline.vae_scale_factor,
             temporal_layer=args.temporal_layer,

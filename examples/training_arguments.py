@@ -66,6 +66,7 @@ def add_model_arguments(group) -> None:
     add("--non_ema_revision", help="Git revision of --unet_model_name_or_path. Default: --revision.")
     add("--variant", help="Variant of the pretrained models' files, such as fp16.")
     add("--num_frames", type=int, default=8, help="Frames of a clip.")
+    add("--block_out_channels", type=int, nargs="+", help="Widths of the UNet's blocks. Default: those of the preset.")
     add("--temporal_layer", choices=["sti", "conv3d"], default="sti", help="conv3d: the paper's ablation.")
     add("--sti_detail", choices=["frame_resnet", "temporal_conv"], default="frame_resnet", help="A branch of STI.")
     add("--prediction_type", choices=PREDICTION_TYPES, help="Default: what the scheduler says.")
@@ -194,8 +195,9 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         args.task_weights = {name: float(x) for name, _, x in (entry.partition("=") for entry in args.task_weights)}
     except ValueError as error:
         parser.error(f"--task_weights TASK=X: {error}")
-    if args.unet_model_name_or_path and (args.temporal_layer, args.sti_detail) != ("sti", "frame_resnet"):
-        parser.error("--temporal_layer and --sti_detail: a given UNet has its own")
+    for name in ("block_out_channels", "temporal_layer", "sti_detail") if args.unet_model_name_or_path else ():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name}: a given UNet has its own")
 
 
 def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
