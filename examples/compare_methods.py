@@ -253,20 +253,21 @@ class Comparison:
         left = [chain for chain in chains if any(job.is_left(self.tables) for job in chain)]
         if not left:
             return
-        with ThreadPoolExecutor(self.args.jobs) as pool:
-            futures = [pool.submit(self.run_chain, chain) for chain in left]
+        jobs = min(self.args.jobs, len(left))
+        threads = max(torch.get_num_threads() // jobs, 1)
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(self.run_chain, chain, threads) for chain in left]
             try:
                 for future in tqdm(futures, unit="job"):
                     future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def run_chain(self, chain: Chain) -> None:
+    def run_chain(self, chain: Chain, threads: int) -> None:
         """Runs a chain in a process of its own, so that all its memory is given back."""
         limit = self.args.time_limit
         if limit is not None and time.monotonic() - self.began > 60 * limit:
             raise TimeUp
-        threads = max(torch.get_num_threads() // self.args.jobs, 1)
         code = self.run_process(chain, threads)
         if code:
             log = log_of(chain)

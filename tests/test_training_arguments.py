@@ -71,6 +71,7 @@ def test_arguments_are_spelled_as_in_diffusers(script):
         ("--train_data_dir s --lr_scheduler piecewise_constant", "invalid choice: 'piecewise_constant'"),
         ("--train_data_dir s --task_weights it2v=1=2", "--task_weights TASK=X"),
         ("--train_data_dir s --unet_model_name_or_path m --temporal_layer conv3d", "a given UNet has its own"),
+        ("--train_data_dir s --unet_model_name_or_path m --block_out_channels 16 16", "a given UNet has its own"),
         ("--train_data_dir s --joint_drop_prob 1.5", "--joint_drop_prob must be between 0 and 1, got 1.5"),
         ("--train_data_dir s --offload_ema", "--use_ema"),
         ("--train_data_dir s --task_weights it2v", "--task_weights TASK=X"),
@@ -126,6 +127,8 @@ def test_tiny_takes_its_frozen_parts_from_the_bundled_model(script, parts):
     assert not any(weight.requires_grad for weight in pipeline.text_encoder.parameters())
     unet = parts.make_unet(args, pipeline)
     assert (unet.config.in_channels, unet.config.sample_size, unet.num_parameters()) == (32, 8, 4_661_408)
+    narrow = script.parse_args(["--train_data_dir", "s", "--block_out_channels", "16", "32"])
+    assert parts.make_unet(narrow, pipeline).config.block_out_channels == (16, 32)
 
 
 @pytest.fixture

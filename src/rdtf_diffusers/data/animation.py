@@ -1,8 +1,10 @@
 """Read any sticker file into frames with their timing, and turn frames into clips.
 
+```python
 animation = read_animation("cat.webp")
 frames = animation.pick(8)                  # evenly spaced in time
 clip = frames_to_clip(frames, size=64)      # (8, 4, 64, 64) in [-1, 1]
+```
 """
 
 import os

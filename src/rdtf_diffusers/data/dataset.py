@@ -1,7 +1,9 @@
 """From rows to training clips.
 
+```python
 maker = ClipMaker(size=64)                           # how a file becomes a clip
 clips = StickerClips(["stickers"], maker)            # clips[0], clips[1], ... for ever
+```
 """
 
 import logging

@@ -1,8 +1,10 @@
 """Which k frames stand for an animation: clustering (the paper's choice), even spacing or the largest changes.
 
+```python
 table = keyframe_table(animation)              # once per animation: {3: indices, ..., 8: indices}
 frames = animation.frames[table[5]]            # every time it is drawn
 indices = ping_pong(table[5], count=8)         # if the clip must be full: 0 1 2 3 4 3 2 1
+```
 
 An animation is clustered in the space of `features`: a callable that maps frames (N, H, W, 4) uint8 to (N, D) float32.
 """

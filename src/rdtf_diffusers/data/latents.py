@@ -55,8 +55,8 @@ class Preparation:
         num_rows: rows of all sources together, good and bad.
         rows: fingerprints of the sources, see `fingerprint_rows`.
         rows_per_shard: source rows that a shard stands for.
-        resolution, num_frames, min_keyframes, max_keyframes, keyframes, keyframe_features, center_crop,
-            image_interpolation_mode: as for training clips.
+        resolution, num_frames, min_keyframes, max_keyframes: as for training clips.
+        keyframes, keyframe_features, center_crop, image_interpolation_mode: likewise.
         motions_per_picture: procedural clips of each still picture.
         text_variants: embeddings of each caption, with other words dropped; 0 leaves text to the trainer.
         text_word_drop_prob: probability that a word is dropped.

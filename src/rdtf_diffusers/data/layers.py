@@ -1,7 +1,9 @@
 """Small things that move over a picture: hearts that float up, tears that run down, and the words for them.
 
+```python
 particles, phrase = draw_layer("hearts", np.random.default_rng(0), num_frames=8)
 phrase  # "with lots of pink hearts floating up"
+```
 
 A layer is a handful of particles, copies of one sprite or of several, on paths around a box: the part of the canvas
 that the picture covers. Paths are functions of a phase that closes its cycle with the clip, so every layer loops.

@@ -1,7 +1,9 @@
 """What can be measured of an animation, which ones are worth training on, and which are copies of each other.
 
+```python
 reason = Filters().reason(animation, row)   # None, or why it would be dropped
 groups = near_duplicates(np.stack([perceptual_hash(animation) for animation in animations]))
+```
 """
 
 from collections.abc import Iterator, Mapping

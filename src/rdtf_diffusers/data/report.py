@@ -1,9 +1,11 @@
 """What a data set holds: counts, times, sizes, bad files, copies, and what the filters would drop.
 
+```python
 rows = load_rows("stickers")
 report = check("stickers", rows)
 print(report.text())
 write_whole(Path("report.html"), report.html(rows).encode())
+```
 """
 
 import base64

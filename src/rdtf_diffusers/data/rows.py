@@ -1,8 +1,10 @@
 """From a folder, a JSONL file, tar files or a Hub id to rows: which file, which words.
 
+```python
 rows = load_rows("stickers")                     # captions and places of files; nothing is decoded yet
 animation = read_row(rows[0])                    # every frame, with its timing
 rows = load_rows("user/stickers", streaming=True)  # rows one after the other, nothing downloaded beforehand
+```
 """
 
 import hashlib

@@ -1,8 +1,10 @@
 """Stickers drawn by code: pictures with captions for tests and first steps that need no files.
 
+```python
 picture, caption = draw_shape(np.random.default_rng(0))
 picture  # (4, 96, 96) in [0, 1], premultiplied RGBA
 caption  # "a green ghost"
+```
 """
 
 import math

@@ -1,6 +1,8 @@
 """Training clips from data that is not there yet: read while it arrives, resumed exactly.
 
+```python
 stream = StreamedClips(["user/stickers"], ClipMaker(size=64), rank=0, world_size=8)
+```
 """
 
 import itertools

@@ -1,7 +1,9 @@
 """Networks that turn clips into the features of Frechet distances: I3D, VideoMAE, pictures' networks, stickers' own.
 
+```python
 network = load_feature_network("videomae:MCG-NJU/videomae-base-finetuned-ssv2", padding="repeat", device="cuda")
 distance = frechet_distance(extract_features(network, clips), extract_features(network, real_clips))
+```
 
 I3D and VideoMAE want more frames than a sticker of 8 has. How a clip is made longer changes the figure, so nothing is
 padded until a rule is named, and the rule is part of the network's name in every table.

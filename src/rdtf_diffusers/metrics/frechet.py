@@ -1,9 +1,11 @@
 """Frechet distance between features of generated and of real clips, with intervals, tests and the floor of real clips.
 
+```python
 floor = split_distances(references, references)    # references: features of the real clips
 draws = split_distances([features_of_seed_0, features_of_seed_1], references)
 print(split_estimate(draws, len(references)), split_estimate(floor, len(references)))
 compared = split_difference(draws, split_distances(of_another, references), len(references))
+```
 
 Generated clips mostly have conditions that were taken from real clips, so each of them has a real clip that it
 resembles by way of its conditions alone. Distances between two such sets are flattered: `split_distances` never lets

@@ -1,8 +1,10 @@
 """Clips that anyone can make without a model: trivial baselines that every figure of a model has to be better than.
 
+```python
 held = hold_known_frames(clips, condition_mask)
 blended = blend_known_frames(clips, condition_mask)
 nearest = NearestTrainingClip(training_clips)(clips, condition_mask)
+```
 
 Clips are (B, F, C, H, W) in [-1, 1], premultiplied RGBA or RGB, condition masks (B, F) bool, 1 = known. What hidden
 frames hold is not looked at; known frames come back exactly.

@@ -1,7 +1,9 @@
 """How well clips fit their texts: CLIP similarity of frames, and the sticker encoder's of whole clips.
 
+```python
 similarity = load_text_similarity("clip:openai/clip-vit-base-patch32")
 similarity(clips, ["a red ball jumps", "a cat waves"])    # (2,) cosines
+```
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,10 @@
 """How sure a mean over clips is, and whether two methods differ: resampling of clips.
 
+```python
 estimate = bootstrap_mean(similarities)                   # (clips,) or (clips, seeds)
 compared = paired_difference(similarities, of_another)    # the same clips in the same order
 print(f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], n = {estimate.n}")
+```
 
 Clips are what is drawn from the world; seeds of one clip share its conditions and are no further clips. So values are
 averaged over seeds first, and only clips are resampled (Efron and Tibshirani, "An Introduction to the Bootstrap",

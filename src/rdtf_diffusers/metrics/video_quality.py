@@ -1,7 +1,9 @@
 """How good clips look, with no true clip beside them: measures that need no weights, and a user's own DOVER.
 
+```python
 sharpness = Sharpness(real_clips)
 sharpness(clips).mean(), sharpness(real_clips).mean()  # read the one against the other
+```
 
 Clips are (B, F, C, H, W) in [-1, 1], premultiplied RGBA (C = 4) or RGB over white (C = 3).
 """

@@ -1,9 +1,11 @@
 """The figures of a run, one line of JSON per optimiser step, the same after a crash as without one.
 
+```python
 history = RunHistory(output_dir / HISTORY_FILE, first_step=500)  # the run resumes at step 500
 history.append(501, {"loss": 0.31, "task": "i2v", "lr": 1e-5})
 history.append(501, {"motion": {"a dog jumping": 0.04}})  # a validation
 records = read_history(output_dir / HISTORY_FILE)  # [{"step": 1, "loss": ...}, ...]
+```
 """
 
 import json

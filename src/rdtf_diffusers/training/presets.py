@@ -1,7 +1,9 @@
 """Named sizes of a training run: the UNet, the frozen parts around it, and the arguments that suit them.
 
+```python
 preset = PRESETS["paper"]
 unet = UNetDiscreteFrameModel(**preset.unet, in_channels=8, out_channels=4, cross_attention_dim=1024, ...)
+```
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,11 @@
 """A training run's surroundings: checkpoints that are whole or absent, and what the launcher and processor give.
 
+```python
 save_checkpoint(accelerator, output_dir, step, limit=3, facts={"unet": dict(unet.config)})
 folder = find_checkpoint(output_dir, "latest", accelerator)  # None: nothing saved yet
 check_facts(folder, {"unet": dict(unet.config)})
 load_checkpoint(accelerator, folder)
+```
 
 Folders in `output_dir`, which all machines of a run must share:
     checkpoint-STEP              whole: its checkpoint.json was written last, and the folder renamed to this after that

@@ -1,5 +1,6 @@
 """Signals that ask a training run to stop: it ends its step and saves first.
 
+```python
 loader = DataLoader(rows, num_workers=2, worker_init_fn=leave_signals_to_trainer)
 with StopSignal() as stop:
     for step in range(steps):
@@ -7,6 +8,7 @@ with StopSignal() as stop:
         if stop.received(accelerator):
             save_checkpoint(...)
             return 128 + stop.number
+```
 """
 
 import os
