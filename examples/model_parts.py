@@ -64,6 +64,7 @@ def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> 
         ValueError: a pretrained UNet does not fit the autoencoder, the text encoders or the number of frames.
     """
     channels, second = pipeline.vae.config.latent_channels, pipeline.text_encoder_2
+    size = args.resolution // pipeline.vae_scale_factor
     fitting = {
         "in_channels": 2 * channels,
         "out_channels": channels,
@@ -76,7 +77,7 @@ def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> 
         return UNetDiscreteFrameModel(
             **PRESETS[args.preset].unet | (widths or {}),
             **fitting,
-            sample_size=args.resolution // pipeline.vae_scale_factor,
+            sample_size=size,
             temporal_layer=args.temporal_layer,
             sti_detail=args.sti_detail,
         )
@@ -91,6 +92,7 @@ def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> 
     differences = [f"{k} {unet.config[k]}, not {v}" for k, v in fitting.items() if unet.config[k] != v]
     if differences:
         raise ValueError(f"The UNet of {args.unet_model_name_or_path} does not fit: {', '.join(differences)}.")
+    unet.register_to_config(sample_size=size)  # what it trains on last is what it draws by default
     return unet
 
 

@@ -172,6 +172,7 @@ def test_training_starts_from_a_given_unet_that_fits(script, parts, base, tmp_pa
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
     for name, weight in loaded.state_dict().items():
         torch.testing.assert_close(weight, unet.state_dict()[name].float(), rtol=0, atol=0)
+    assert (loaded.config.sample_size, pipeline.vae_scale_factor) == (8, 2) != unet.config.sample_size
     for other, message in (
         ({"in_channels": 10, "out_channels": 5}, "in_channels 10, not 8"),
         ({"num_frames": 6}, "num_frames 6, not 8"),
