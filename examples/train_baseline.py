@@ -16,6 +16,7 @@ Exit codes as of train_rdtf.py.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
 from safetensors.torch import load_file
@@ -43,55 +44,21 @@ from rdtf_diffusers.baselines import (
     frame_similarity_prior,
     keep_first_frame,
 )
+from rdtf_diffusers.checkpoints import SETTINGS_FILE
 from rdtf_diffusers.data.latents import fingerprint
-from rdtf_diffusers.utils.hub import ATTRIBUTION_FILE, escape_markdown, is_hub_id, public_name
-
-
-CARD = """
-# {title}
-
-{preview}{method} ({paper}) for the sticker model `{base}`, tuned with `rdtf_diffusers`: {count:,} weights.
-
-## Use
-
-```python
-from rdtf_diffusers import StickerGenerationPipeline, save_sticker
-from rdtf_diffusers.baselines import {model}
-
-pipe = StickerGenerationPipeline.from_pretrained({base!r})
-{model}.from_pretrained(pipe.unet, {repo_id!r})
-frames = pipe({prompt!r}{settings}).frames[0]
-save_sticker(frames, "sticker.webp", fps=8)
-```
-
-## Training
-
-| | |
-|---|---|
-{training}
-
-Mean training loss at the end, by task: {losses}.
-
-![losses](losses.png)
-
-![curriculum](curriculum.png)
-
-## Data and licences
-
-Trained on {data}. {licences} No licence has been chosen for the weights.
-"""
+from rdtf_diffusers.utils.hub import model_card, public_name
 
 
 class BaselineTrainer(Trainer):
     """A run that trains an adapter of the base's UNet.
 
     Attributes:
+        adapter_class: of the method.
         options: arguments of the method, which other methods refuse.
         adapter: attached to `pipeline.unet`.
     """
 
-    method: str
-    paper: str
+    adapter_class: type
     options: tuple[str, ...]
     lasting_facts = (*Trainer.lasting_facts, "base", "method", "options")
 
@@ -149,46 +116,30 @@ class BaselineTrainer(Trainer):
             weight.copy_(saved[name])
 
     def save_model(self) -> None:
-        """Writes the adapter into `--output_dir`."""
+        """Writes the adapter into `--output_dir`, and the settings that validation stickers were drawn with."""
         if self.accelerator.is_main_process:
             self.adapter.save_pretrained(self.output_dir)
+            settings = json.dumps(self.generation_settings(), indent=2)
+            (self.output_dir / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
 
     def card(self, losses: dict[str, float]) -> ModelCard:
-        args, sources = self.args, self.data_sources()
-        base = args.unet_model_name_or_path
-        rows = {"method": self.method} | self.method_options() | self.training_facts()
-        rows = {name: escape_markdown(value) for name, value in rows.items() if value not in (None, {})}
-        text = CARD.format(
-            title=escape_markdown(args.hub_model_id.rpartition("/")[2]),
-            preview="![a sticker](preview.webp)\n\n" if (self.output_dir / "preview.webp").is_file() else "",
-            method=self.method,
-            paper=f"[arXiv {self.paper}](https://arxiv.org/abs/{self.paper})",
-            base=public_name(base),
-            count=sum(weight.numel() for weight in self.trainable_weights()),
-            model=type(self.adapter).__name__,
-            repo_id=args.hub_model_id,
-            prompt=(self.cases[0].prompt if self.cases else None) or "a dog jumping",
-            settings="".join(f", {name}={value!r}" for name, value in self.generation_settings().items()),
-            training="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-            losses=", ".join(f"{task} {loss:.3f}" for task, loss in losses.items()),
-            data=", ".join(escape_markdown(public_name(source)) for source in sources),
-            licences=f"[{ATTRIBUTION_FILE}]({ATTRIBUTION_FILE}) names the sources and their licences."
-            if (self.output_dir / ATTRIBUTION_FILE).is_file()
-            else "Whoever publishes this adapter has to name the sources and their licences here.",
+        count = sum(weight.numel() for weight in self.trainable_weights())
+        facts = self.training_facts()
+        return model_card(
+            self.output_dir,
+            repo_id=self.args.hub_model_id,
+            prompt=self.cases[0].prompt if self.cases else None,
+            base_models=[self.args.unet_model_name_or_path],
+            data=self.data_sources(),
+            training={"weights trained": f"{count:,} of {facts['parameters']}"} | self.method_options() | facts,
+            final_losses=losses,
         )
-        data = ModelCardData(
-            library_name="diffusers",
-            tags=["stickers", "animation", "adapter", args.method],
-            base_model=base if is_hub_id(base) else None,
-            datasets=[str(name) for name in sources if is_hub_id(name)] or None,
-        )
-        return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
 class I2VAdapterTrainer(BaselineTrainer):
     """I2V-Adapter: a first frame that is known stays clean, in training as in drawing."""
 
-    method, paper, options = "I2V-Adapter", "2312.16693", ("skip_mid_block",)
+    adapter_class, options = I2VAdapterModel, ("skip_mid_block",)
 
     def make_adapter(self, unet: UNetDiscreteFrameModel) -> I2VAdapterModel:
         return I2VAdapterModel(unet, I2VAdapterConfig(mid_block=not self.args.skip_mid_block))
@@ -219,7 +170,7 @@ class I2VAdapterTrainer(BaselineTrainer):
 class SimDATrainer(BaselineTrainer):
     """SimDA."""
 
-    method, paper, options = "SimDA", "2308.09710", ("latent_shift",)
+    adapter_class, options = SimDAModel, ("latent_shift",)
 
     def make_adapter(self, unet: UNetDiscreteFrameModel) -> SimDAModel:
         return SimDAModel(unet, SimDAConfig(latent_shift=self.args.latent_shift))
@@ -228,7 +179,7 @@ class SimDATrainer(BaselineTrainer):
 class CustomizeAVideoTrainer(BaselineTrainer):
     """Customize-A-Video: one of its two stages. An absorber is there in training only."""
 
-    method, paper, options = "Customize-A-Video", "2402.14780", ("rank", "stage", "absorber")
+    adapter_class, options = CustomizeAVideoModel, ("rank", "stage", "absorber")
 
     def make_adapter(self, unet: UNetDiscreteFrameModel) -> CustomizeAVideoModel:
         model = CustomizeAVideoModel(unet, CustomizeAVideoConfig(self.args.rank, self.args.stage))
@@ -271,7 +222,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     for trainer in TRAINERS.values():
         for name in () if trainer is TRAINERS[parsed.method] else trainer.options:
             if getattr(parsed, name) != parser.get_default(name):
-                parser.error(f"--{name} is of {trainer.method}, not of --method {parsed.method}")
+                parser.error(f"--{name} is of {trainer.adapter_class.method}, not of --method {parsed.method}")
     if parsed.absorber and parsed.stage == "appearance":
         parser.error("--absorber: stage appearance is what makes one")
     return parsed

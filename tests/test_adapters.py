@@ -1,7 +1,9 @@
 """What I2V-Adapter and SimDA have in common: attached in place to any UNet, alone or beside a LoRA, saved, loaded."""
 
 import copy
+import io
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tiny_models import TEXT_WIDTH, make_pipeline, make_unet
 from rdtf_diffusers.baselines import I2VAdapterConfig, I2VAdapterModel, SimDAConfig, SimDAModel
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS = {
     "i2v_adapter": (I2VAdapterModel, I2VAdapterConfig()),
     "simda": (SimDAModel, SimDAConfig(latent_shift=True)),
@@ -23,17 +26,17 @@ LORA = LoraConfig(r=2, target_modules=r".*\.attentions\..*\.to_(q|k|v|out\.0)", 
 @pytest.fixture(params=METHODS)
 def attach(request):
     """Attaches the method to a UNet, with weights that change its output."""
+    return partial(attach_trained, request.param)
 
-    def attach(unet):
-        model_class, config = METHODS[request.param]
-        torch.manual_seed(1)
-        model = model_class(unet, copy.copy(config))
-        with torch.no_grad():
-            for parameter in model.trainable_parameters():
-                parameter.normal_(std=0.3)
-        return model
 
-    return attach
+def attach_trained(method, unet):
+    model_class, config = METHODS[method]
+    torch.manual_seed(1)
+    model = model_class(unet, copy.copy(config))
+    with torch.no_grad():
+        for parameter in model.trainable_parameters():
+            parameter.normal_(std=0.3)
+    return model
 
 
 def make_motion_unet() -> UNetMotionModel:
@@ -125,9 +128,19 @@ def test_switch_and_unload(attach):
     assert model.unload() is unet
     assert_same(predict(unet), plain)
     assert list(unet.state_dict()) == names and not hasattr(unet, "peft_config")
-    assert_same(predict(attach(unet)), tuned)  # and it fits again
-    unet.delete_adapters(model.adapter_name)
+    model.unload()  # does nothing more
+    again = attach(unet)
+    assert_same(predict(unet), tuned)
+    unet.delete_adapters(again.adapter_name)
     assert_same(predict(unet), plain)
+    attach(unet)  # after what PEFT deletes and what diffusers unloads it fits again, and works once
+    assert_same(predict(unet), tuned)
+    unet.unload_lora()
+    assert_same(predict(unet), plain)
+    last = attach(unet)
+    assert_same(predict(unet), tuned)
+    assert_same(predict(last.unload()), plain)
+    assert list(unet.state_dict()) == names
 
 
 @torch.no_grad()
@@ -150,11 +163,49 @@ def test_saved_and_loaded(attach, tmp_path):
     )
 
 
+@torch.no_grad()
+def test_in_half_precision(attach, tmp_path):
+    model = attach(make_unet())
+    model.save_pretrained(tmp_path, dtype=torch.float16)
+    assert {weight.dtype for weight in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.float16}
+    assert model.trainable_parameters()[0].dtype == torch.float32
+    loaded = type(model).from_pretrained(make_unet(), tmp_path)
+    torch.testing.assert_close(predict(loaded), predict(model), atol=1e-2, rtol=0.0)
+
+    unet = make_unet().to(torch.bfloat16)
+    loaded = type(model).from_pretrained(unet, tmp_path)
+    assert {parameter.dtype for parameter in loaded.trainable_parameters()} == {torch.bfloat16}
+    clip = torch.randn(1, 4, 8, 4, 4).bfloat16()
+    text = torch.randn(1, 3, TEXT_WIDTH).bfloat16()
+    output = unet(clip, 7, encoder_hidden_states=text, condition_latents=clip).sample
+    assert output.dtype == torch.bfloat16 and output.isfinite().all()
+
+
+def test_the_repository_of_the_base_is_saved(tmp_path):
+    def saved_base(source):
+        unet = make_unet()
+        unet.register_to_config(_name_or_path=source)
+        SimDAModel(unet, SimDAConfig()).save_pretrained(tmp_path)
+        return json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+    assert saved_base("me/base") == "me/base"
+    assert saved_base("/cache/hub/models--me--my-base/snapshots/0123/unet") == "me/my-base"
+    assert saved_base("/home/me/base/unet") is saved_base(str(tmp_path)) is saved_base(None) is None
+
+
+def test_an_option_of_a_newer_version_is_ignored(tmp_path):
+    SimDAConfig(spatial_ratio=0.5).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"new": 1}))
+    with pytest.warns(UserWarning, match=r"does not know: \['new'\]"):
+        assert SimDAConfig.from_pretrained(tmp_path).spatial_ratio == 0.5
+
+
 def test_saved_for_something_else(attach, tmp_path):
     model = attach(make_unet())
     model.save_pretrained(tmp_path)
     wider = make_unet(block_out_channels=(16, 16))
-    with pytest.raises(ValueError, match=r"fit the UNet, but .* is \(.*\) there and \(.*\) here"):
+    with pytest.raises(ValueError, match=r"must fit the UNet, but .* is \(.*\) there and \(.*\) here"):
         type(model).from_pretrained(wider, tmp_path)
     assert not hasattr(wider, "peft_config")
     LORA.save_pretrained(tmp_path)
@@ -166,10 +217,13 @@ def test_saved_for_something_else(attach, tmp_path):
 def test_copy_stands_on_its_own(attach):
     unet = make_unet()
     model = attach(unet)
-    tuned, other = predict(unet), copy.deepcopy(unet)
+    tuned, other, file = predict(unet), copy.deepcopy(unet), io.BytesIO()
+    torch.save(unet, file)
     for parameter in model.trainable_parameters():
         parameter.zero_()
     assert_same(predict(other), tuned)
+    file.seek(0)
+    assert_same(predict(torch.load(file, weights_only=False)), tuned)
     assert (predict(unet) - tuned).abs().max() > 1e-3
 
 
@@ -197,9 +251,10 @@ def test_compiles_as_one_graph():
     assert_same(torch.compile(attn, backend="eager", fullgraph=True)(tokens), attn(tokens))
 
 
-@pytest.mark.parametrize("is_first", [True, False], ids=["LoRA before", "LoRA after"])
+@pytest.mark.parametrize(("method", "is_first"), [("i2v_adapter", True), ("simda", False)])
 @torch.no_grad()
-def test_beside_a_lora(attach, is_first):
+def test_beside_a_lora(method, is_first):
+    attach = partial(attach_trained, method)
     unet = make_unet()
     torch.manual_seed(2)
     if is_first:
@@ -285,3 +340,5 @@ def test_in_the_pipeline(attach):
     assert (sample() - plain).abs().max() > 1e-3
     model.disable_adapter_layers()
     torch.testing.assert_close(sample(), plain, atol=1e-5, rtol=0.0)
+    pipe.unet.add_adapter(LORA, "style")
+    pipe.set_lora_device(["style"], "cpu")

@@ -1,6 +1,7 @@
 """Customize-A-Video against slow references: weights changed by hand, and frames processed one by one."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import TEXT_WIDTH, make_unet
 
 from rdtf_diffusers import UNetDiscreteFrameModel
+from rdtf_diffusers.baselines import SimDAConfig
 from rdtf_diffusers.baselines.customize_a_video import CustomizeAVideoConfig, CustomizeAVideoModel
 
 
@@ -139,7 +141,7 @@ def test_the_adapter_adds_the_product_of_its_matrices(tmp_path):
     by_hand = predict(changed_by_hand(base, tmp_path), inputs)
     assert_same(predict(model, inputs), by_hand)
     loaded = CustomizeAVideoModel.from_pretrained(copy.deepcopy(base), tmp_path)
-    assert loaded.config == model.config
+    assert loaded.config == model.config and not any(p.requires_grad for p in loaded.model.parameters())
     assert_same(predict(loaded, inputs), predict(model, inputs))
     in_peft = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
     assert_same(predict(in_peft, inputs), predict(model, inputs))
@@ -173,6 +175,22 @@ def test_the_absorber_sees_frames_one_by_one_in_networks_of_diffusers(kind):
     for frame in range(FRAMES):
         alone["sample"] = inputs["sample"][:, :, [frame]]
         assert_same(predict(model, alone), together[:, :, [frame]])
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_a_copy_stands_on_its_own(stage):
+    unet, inputs = small_unet(), make_inputs()
+    model = speak(CustomizeAVideoModel(unet, CONFIGS[stage]))
+    tuned, other, file = predict(unet, inputs), copy.deepcopy(unet), io.BytesIO()
+    torch.save(unet, file)
+    for parameter in unet.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert_same(predict(other, inputs), tuned)
+    file.seek(0)
+    assert_same(predict(torch.load(file, weights_only=False), inputs), tuned)
+    assert unet.active_adapters() == ["customize_a_video"]  # diffusers knows of it
+    model.unload()
+    model.unload()  # does nothing more
 
 
 def test_bypassed_layers_leave_what_is_under_their_residuals():
@@ -252,12 +270,21 @@ def test_what_does_not_fit_is_refused(tmp_path):
     model.save_pretrained(tmp_path / "motion")
     with pytest.raises(ValueError, match="is of 'temporal' and this model of 'temporal'"):
         model.load_absorber(tmp_path / "motion")
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="must fit the UNet"):
         CustomizeAVideoModel.from_pretrained(small_unet(block_out_channels=(16, 16)), tmp_path / "motion")
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="must fit the UNet"):
         CustomizeAVideoModel.from_pretrained(small_unet(layers_per_block=2), tmp_path / "motion")
+    absorber = CustomizeAVideoModel(small_unet(block_out_channels=(16, 16)), CONFIGS["appearance"])
+    absorber.save_pretrained(tmp_path / "absorber")
+    for _ in range(2):  # the first leaves nothing
+        with pytest.raises(ValueError, match="must fit the UNet"):
+            model.load_absorber(tmp_path / "absorber")
+    assert list(model.model.peft_config) == ["customize_a_video"]
     with pytest.raises(ValueError, match="target"):
         CustomizeAVideoModel(torch.nn.Linear(2, 2), CONFIGS["temporal"])
     LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]).save_pretrained(tmp_path / "style")
     with pytest.raises(ValueError, match="another kind"):
         CustomizeAVideoModel.from_pretrained(small_unet(), tmp_path / "style")
+    SimDAConfig().save_pretrained(tmp_path / "simda")
+    with pytest.raises(ValueError, match=r"of another kind .*SIMDA"):
+        CustomizeAVideoModel.from_pretrained(small_unet(), tmp_path / "simda")

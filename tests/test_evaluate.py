@@ -1,5 +1,6 @@
 """The evaluation script end to end on drawn stickers and models of some thousand parameters."""
 
+import gc
 import itertools
 import json
 import logging
@@ -35,6 +36,15 @@ CAPTION = "a <b>red</b> & round ball"
 @pytest.fixture(scope="module")
 def script():
     return load_example("evaluate.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_garbage_collection():
+    """The script collects garbage after every model, for which all imported libraries would be searched too."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

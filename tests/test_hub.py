@@ -1,15 +1,20 @@
 """Cards and uploads, against a Hub on this machine."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
+from peft import LoraConfig
 from PIL import Image
 from tiny_models import make_pipeline, make_unet
 
-from rdtf_diffusers import StickerGenerationPipeline, UNetDiscreteFrameModel
+from rdtf_diffusers import StickerGenerationPipeline, UNetDiscreteFrameModel, baselines
 from rdtf_diffusers.utils import hub as hub_module
 from rdtf_diffusers.utils.hub import copy_attribution, environment, model_card, public_name, push_to_hub
 
@@ -131,7 +136,13 @@ def test_paths_become_names(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_model_has_no_card(tmp_path):
-    with pytest.raises(ValueError, match="must hold a pipeline or a model"):
+    with pytest.raises(ValueError, match="must hold a pipeline or a model of diffusers, or an adapter"):
+        model_card(tmp_path)
+
+
+def test_a_lora_of_another_kind_has_no_card(tmp_path):
+    LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another kind"):
         model_card(tmp_path)
 
 
@@ -165,6 +176,70 @@ def test_objects_are_pushed_with_a_card(hub, tmp_path):
     card = hub.repositories["me/unet"]["README.md"].decode()
     assert "UNetDiscreteFrameModel.from_pretrained('me/unet')" in card and "pipeline_tag" not in card
     assert isinstance(UNetDiscreteFrameModel.from_pretrained("me/unet", cache_dir=tmp_path), UNetDiscreteFrameModel)
+
+
+ADAPTERS = {
+    "I2VAdapterModel": baselines.I2VAdapterConfig(),
+    "SimDAModel": baselines.SimDAConfig(),
+    "CustomizeAVideoModel": baselines.CustomizeAVideoConfig(),
+}
+
+
+def test_adapters_are_pushed_with_a_card_and_loaded_by_another_process(hub, tmp_path):
+    push_to_hub(make_pipeline(), "me/base", token="hf_test")
+    pipe = StickerGenerationPipeline.from_pretrained("me/base", cache_dir=tmp_path / "cache")
+    expected = {}
+    for name, config in ADAPTERS.items():
+        torch.manual_seed(0)
+        adapter = getattr(baselines, name)(pipe.unet, config)
+        for weight in adapter.trainable_parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+        push_to_hub(adapter, f"me/{name}", token="hf_test")
+        expected[name] = {key: weight.detach() for key, weight in adapter.named_weights()}
+        adapter.unload()
+        files = hub.repositories[f"me/{name}"]
+        assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+        card = ModelCard(files["README.md"].decode())
+        assert (card.data.library_name, card.data.base_model) == ("diffusers", ["me/base"])
+        assert "base_model_relation: adapter" in str(card) and adapter.paper in card.text
+        for line in (
+            "pipe = StickerGenerationPipeline.from_pretrained('me/base')",
+            f"{name}.from_pretrained(pipe.unet, ",
+        ):
+            assert line in snippet(card)
+    expected["snippet"] = snippet(card).replace("sticker.webp", f"{tmp_path}/sticker.webp")
+    torch.save(expected, tmp_path / "expected.pt")
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    command = [sys.executable, "-c", LOAD_ADAPTERS, str(tmp_path / "expected.pt")]
+    subprocess.run(command, env=inherited | environment, check=True, timeout=300)
+    assert Image.open(tmp_path / "sticker.webp").n_frames > 1
+
+
+LOAD_ADAPTERS = """
+import sys
+import torch
+from rdtf_diffusers import StickerGenerationPipeline, baselines
+
+expected = torch.load(sys.argv[1])
+code = expected.pop("snippet")
+pipe = StickerGenerationPipeline.from_pretrained("me/base")
+for name, weights in expected.items():
+    adapter = getattr(baselines, name).from_pretrained(pipe.unet, f"me/{name}", token="hf_test")
+    loaded = dict(adapter.named_weights())
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[key], weight) for key, weight in weights.items())
+    adapter.unload()
+exec(code.replace(").frames", ", num_inference_steps=2).frames"))
+"""
+
+
+def test_the_card_of_an_adapter_whose_base_is_not_on_the_hub(tmp_path):
+    baselines.SimDAModel(make_unet(), baselines.SimDAConfig()).save_pretrained(tmp_path / "mine")
+    assert "base_model" not in metadata(model_card(tmp_path / "mine"))
+    card = model_card(tmp_path / "mine", base_models=[tmp_path / "stickers"])
+    assert "for the sticker model `stickers`" in card.text and "'stickers'" in snippet(card)
+    assert str(tmp_path) not in str(card)
 
 
 @pytest.mark.parametrize("refusal", [401, 403])

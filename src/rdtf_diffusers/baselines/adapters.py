@@ -7,17 +7,19 @@ are children of the module, called by a hook after it: all names stay, and a LoR
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
-from safetensors.torch import save_file
 from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .adapter_files import forget, load_weights, save_adapter
 
 
 @dataclass
@@ -36,7 +38,10 @@ class AdapterConfig(PeftConfig):
         if kwargs.get("peft_type") != cls.peft_type:
             found = kwargs.get("peft_type")
             raise ValueError(f"`peft_type` of a {cls.__name__} must be {cls.peft_type!r}, got {found!r}.")
-        return cls(**kwargs)
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(kwargs.keys() - known):
+            warnings.warn(f"Ignored options, which this {cls.__name__} does not know: {unknown}", stacklevel=2)
+        return cls(**{name: value for name, value in kwargs.items() if name in known})
 
 
 @dataclass
@@ -61,7 +66,15 @@ class ClipShape:
 
 
 class NoAdapter(nn.Module):
-    """What is left of a layer when diffusers' `unload_lora_weights` removes everything of PEFT."""
+    """What is left of a layer when diffusers' `unload_lora_weights` removes everything of PEFT.
+
+    Attributes:
+        hooks: of the module that the layer is a child of, by which the layer is called.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.hooks: list[RemovableHandle] = []
 
     def forward(self, module: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         return outputs
@@ -77,6 +90,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("adapters",)
+    lora_A: ClassVar[dict[str, nn.Module]] = {}  # in which diffusers' `set_lora_device` looks up its LoRA
 
     def __init__(self, adapter_name: str, adapter: nn.Module, clip_shape: ClipShape):
         super().__init__()
@@ -123,6 +137,15 @@ def call_layer(
     return getattr(module, name)(module, inputs, outputs)
 
 
+def remove_layer(module: nn.Module, name: str) -> None:
+    """Takes the child `name` off its module, be it a layer, what is left of one, or not there."""
+    if hasattr(module, name):
+        layer = getattr(module, name)
+        for hook in getattr(layer, "base_layer", layer).hooks:
+            hook.remove()
+        delattr(module, name)
+
+
 def spatial_layers(unet: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of every spatial transformer's blocks, each with that of the resnet before the transformer.
 
@@ -152,13 +175,15 @@ class AdapterModel(BaseTuner):
     """
 
     prefix = "adapters"
+    method: str  # as its authors call it
+    paper: str  # on arXiv
     config_class: type[AdapterConfig]
     layer_name: str  # of the child that a module gets
     why_not_mergeable: str
 
     def __init__(self, model: nn.Module, config: AdapterConfig, adapter_name: str | None = None):
         adapter_name = adapter_name or self.layer_name
-        if any(isinstance(module, self.tuner_layer_cls) for module in model.modules()):
+        if any(isinstance(module, self.tuner_layer_cls) and module.adapters for module in model.modules()):
             raise ValueError(f"`model` has a {self.layer_name} adapter already; unload it first.")
         if adapter_name in getattr(model, "peft_config", {}):
             raise ValueError(f"`adapter_name` must be new, but `model` has an adapter {adapter_name!r}.")
@@ -167,7 +192,7 @@ class AdapterModel(BaseTuner):
         if not self.targets:
             raise ValueError(f"`model` must be a UNet with spatial transformers, got {type(model).__name__}.")
         self.clip_shape = ClipShape()
-        self.hooks = [model.register_forward_pre_hook(self.clip_shape.read, with_kwargs=True)]
+        self.hook = model.register_forward_pre_hook(self.clip_shape.read, with_kwargs=True)
         super().__init__(model, config, adapter_name)  # attaches, for which it needs the above
         model._hf_peft_config_loaded = True  # diffusers' way to know that there is a `peft_config`
 
@@ -188,9 +213,14 @@ class AdapterModel(BaseTuner):
         return key in self.targets
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
-        adapter = self.make_adapter(target, target_name)
-        target.add_module(self.layer_name, self.tuner_layer_cls(adapter_name, adapter, self.clip_shape))
-        self.hooks.append(target.register_forward_hook(partial(call_layer, self.layer_name), with_kwargs=True))
+        remove_layer(target, self.layer_name)  # of an adapter that PEFT deleted or diffusers unloaded
+        layer = self.tuner_layer_cls(adapter_name, self.make_adapter(target, target_name), self.clip_shape)
+        layer.base_layer.hooks = self.make_hooks(target, target_name)
+        target.add_module(self.layer_name, layer)
+
+    def make_hooks(self, module: nn.Module, name: str) -> list[RemovableHandle]:
+        """Hooks of a module, by which its adapter is called; arguments as of `make_adapter`."""
+        return [module.register_forward_hook(partial(call_layer, self.layer_name), with_kwargs=True)]
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         for module in self.model.modules():
@@ -217,22 +247,20 @@ class AdapterModel(BaseTuner):
 
     def unload(self) -> nn.Module:
         """The UNet as it was, with every other adapter; its weights stay frozen."""
-        for hook in self.hooks:
-            hook.remove()
+        self.hook.remove()
         for name in self.targets:
-            delattr(self.model.get_submodule(name), self.layer_name)
-        configs = getattr(self.model, "peft_config", {})
-        configs.pop(self.adapter_name, None)
-        if not configs:
-            self.model.__dict__.pop("peft_config", None)
-            self.model._hf_peft_config_loaded = False
+            remove_layer(self.model.get_submodule(name), self.layer_name)
+        forget(self.model, self.adapter_name)
         return self.model
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes the adapter alone: `adapter_config.json` and `adapter_model.safetensors`."""
-        self.adapter_config.save_pretrained(os.fspath(folder))
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.named_weights()}
-        save_file(weights, os.path.join(folder, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
+    def save_pretrained(self, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+        """Writes the adapter alone: `adapter_config.json` and `adapter_model.safetensors`.
+
+        Args:
+            folder: made if it is not there.
+            dtype: of the weights in the file, such as `torch.float16` for half the size; None leaves them as they are.
+        """
+        save_adapter(folder, self.model, self.adapter_config, self.named_weights(), dtype)
 
     @classmethod
     def from_pretrained(
@@ -241,29 +269,26 @@ class AdapterModel(BaseTuner):
         folder: str | os.PathLike,
         adapter_name: str | None = None,
         is_trainable: bool = False,
+        **download: Any,
     ) -> Self:
-        """Attaches a saved adapter.
+        """Attaches a saved adapter, on the device and in the dtype of the UNet.
 
         Args:
             model: the UNet.
             folder: of `save_pretrained`, or a repository on the Hub.
             adapter_name: as for the class.
             is_trainable: whether the adapter's weights get gradients.
+            download: `revision`, `token` and so on, of `huggingface_hub.hf_hub_download`.
 
         Raises:
-            ValueError: the adapter is one of another method, or of another UNet.
+            ValueError: the adapter is not there, or one of another method, or of another UNet.
         """
-        config = cls.config_class.from_pretrained(os.fspath(folder))
+        config = cls.config_class.from_pretrained(os.fspath(folder), **download)
         config.inference_mode = not is_trainable
-        saved = load_peft_weights(os.fspath(folder), device="cpu")
         adapted = cls(model, config, adapter_name)
-        weights = dict(adapted.named_weights())
-        for name in sorted(weights.keys() | saved.keys()):
-            shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (saved, weights)]
-            if shapes[0] != shapes[1]:
-                adapted.unload()
-                raise ValueError(f"`folder` must fit the UNet, but {name} is {shapes[0]} there and {shapes[1]} here.")
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(saved[name])
+        try:
+            load_weights(folder, adapted.named_weights(), **download)
+        except Exception:
+            adapted.unload()
+            raise
         return adapted

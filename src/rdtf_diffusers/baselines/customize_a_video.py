@@ -14,29 +14,19 @@ Works on `UNetDiscreteFrameModel` and diffusers' `UNetMotionModel` and `UNet3DCo
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers.models.resnet import TemporalConvLayer
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import set_adapter
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
-from safetensors.torch import save_file
 from torch import nn
 
-from ..models.unet_discrete_frame import (
-    PixelTransformerBlock,
-    SpatialTemporalInteraction,
-    TemporalConvolutions,
-    TemporalTransformer,
-)
+from .adapter_files import forget, load_weights, save_adapter
+from .frame_by_frame import bypass_temporal_layers
 
 
 ADAPTER, ABSORBER = "customize_a_video", "appearance_absorber"  # names within PEFT
@@ -45,14 +35,6 @@ TARGETS = {  # of LoRA: every projection of these transformers' attentions, by s
     "temporal": r"(.*\.)?(motion_modules_in|transformer_in|(motion_modules|temp_attentions)\.\d+)" + PROJECTIONS,
     "appearance": r".*\.attentions\.\d+" + PROJECTIONS,
 }
-# what mixes frames and adds to its input, in ours and in diffusers' UNets
-RESIDUAL_LAYERS = (
-    TemporalTransformer,
-    TemporalConvolutions,
-    PixelTransformerBlock,
-    AnimateDiffTransformer3D,
-    TemporalConvLayer,
-)
 
 
 @dataclass(frozen=True)
@@ -81,31 +63,20 @@ class CustomizeAVideoConfig:
         return LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=TARGETS[self.stage])
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> "CustomizeAVideoConfig":
+    def from_pretrained(cls, folder: str | os.PathLike, **download: Any) -> "CustomizeAVideoConfig":
         """The configuration of a saved adapter, in a folder or on the Hub.
 
         Raises:
             ValueError: it is an adapter of another kind.
         """
-        saved = PeftConfig.from_pretrained(os.fspath(folder))
+        try:
+            saved = PeftConfig.from_pretrained(os.fspath(folder), **download)
+        except KeyError as kind:  # a method that is not PEFT's
+            raise ValueError(f"{folder} holds an adapter of another kind ({kind}) than Customize-A-Video.") from kind
         stages = [stage for stage, targets in TARGETS.items() if targets == getattr(saved, "target_modules", None)]
         if not stages or saved.lora_alpha != saved.r:
             raise ValueError(f"{folder} holds an adapter of another kind ({saved.peft_type}) than Customize-A-Video.")
         return cls(rank=saved.r, stage=stages[0])
-
-
-def without_frame_mixing(layer: nn.Module) -> Callable | None:
-    """A forward function for `layer` in which no frame sees another; None if it mixes none.
-
-    Residual layers give back their input. STI is none: of it the input under its norm is left.
-    """
-    if isinstance(layer, RESIDUAL_LAYERS):
-        return lambda hidden_states, *args, **kwargs: hidden_states
-    if isinstance(layer, TransformerTemporalModel):  # asked for a tuple
-        return lambda hidden_states, *args, **kwargs: (hidden_states,)
-    if isinstance(layer, SpatialTemporalInteraction):
-        return lambda x, num_frames: layer.norm((layer.semantic_weight + layer.detail_weight) * x)
-    return None
 
 
 def attach(unet: nn.Module, config: LoraConfig, adapter_name: str) -> None:
@@ -123,6 +94,20 @@ def attach(unet: nn.Module, config: LoraConfig, adapter_name: str) -> None:
         inject_adapter_in_model(config, unet, adapter_name)
     set_adapter(unet, [*active, adapter_name], layer_cls=LoraLayer)
     unet.requires_grad_(False)
+    unet._hf_peft_config_loaded = True  # diffusers' way to know that there is a `peft_config`
+
+
+def detach(unet: nn.Module, *adapter_names: str) -> None:
+    """Removes LoRA, all others stay; names that are not there are no error."""
+    for path, layer in list(unet.named_modules()):
+        if not isinstance(layer, LoraLayer):
+            continue
+        for name in adapter_names:
+            layer.delete_adapter(name)
+        if not layer.lora_A:  # the last one is gone
+            parent, _, child = path.rpartition(".")
+            setattr(unet.get_submodule(parent), child, layer.get_base_layer())
+    forget(unet, *adapter_names)
 
 
 def named_weights(unet: nn.Module, adapter_name: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -132,26 +117,12 @@ def named_weights(unet: nn.Module, adapter_name: str) -> Iterator[tuple[str, nn.
             yield "base_model.model." + name.replace(f".{adapter_name}.", "."), parameter
 
 
-@torch.no_grad()
-def load_weights(unet: nn.Module, adapter_name: str, folder: str | os.PathLike) -> None:
-    """Reads saved weights into an attached LoRA, in place.
-
-    Raises:
-        ValueError: they are of another network.
-    """
-    saved, weights = load_peft_weights(os.fspath(folder), device="cpu"), dict(named_weights(unet, adapter_name))
-    for name in sorted(weights.keys() | saved.keys()):
-        shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (saved, weights)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{folder} is of another network: {name} is {shapes[0]} there and {shapes[1]} here.")
-        weights[name].copy_(saved[name])
-
-
 class CustomizeAVideoModel(nn.Module):
     """A UNet with the LoRA of one stage; called like the UNet, which is changed in place.
 
     Everything else is frozen. Stage "temporal" changes nothing at the start; "appearance" bypasses the temporal layers
-    for as long as it is attached and switched on. A user's LoRA beside it stays as it is, frozen.
+    until `unload` or `disable_adapter_layers` (diffusers' own functions do not know of that). A user's LoRA beside it
+    stays as it is, frozen.
 
     Args:
         unet: the network, also at `model`.
@@ -161,12 +132,15 @@ class CustomizeAVideoModel(nn.Module):
         ValueError: `unet` has such an adapter already, or no layer that it could go to.
     """
 
+    method, paper = "Customize-A-Video", "2402.14780"
+    config_class = CustomizeAVideoConfig
+
     def __init__(self, unet: nn.Module, config: CustomizeAVideoConfig):
         super().__init__()
         self.model, self.config = unet, config
         attach(unet, config.lora(), ADAPTER)
-        self._train_own()
-        self._bypass_temporal_layers(True)
+        self._train_own(True)
+        self._bypass(True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The UNet's output with the adapter."""
@@ -180,36 +154,37 @@ class CustomizeAVideoModel(nn.Module):
         """The same by their names in a file, which are PEFT's."""
         return named_weights(self.model, ADAPTER)
 
-    def _train_own(self) -> None:
+    def _train_own(self, is_trainable: bool) -> None:
         for parameter in self.trainable_parameters():
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(is_trainable)
 
-    def _bypass_temporal_layers(self, bypassed: bool) -> None:
-        """Lets stage "appearance" process every frame for itself, or undoes it."""
-        if self.config.stage != "appearance":
-            return
-        for layer in self.model.modules():
-            if replacement := without_frame_mixing(layer):
-                if bypassed:
-                    layer.forward = replacement
-                else:
-                    layer.__dict__.pop("forward", None)  # the class's own comes to light
+    def _bypass(self, bypassed: bool) -> None:
+        if self.config.stage == "appearance":
+            bypass_temporal_layers(self.model, bypassed)
 
-    def load_absorber(self, folder: str | os.PathLike) -> None:
+    def load_absorber(self, folder: str | os.PathLike, **download: Any) -> None:
         """Puts a trained appearance absorber beside the temporal LoRA, frozen; it is neither saved nor merged.
+
+        Args:
+            folder: of the absorber's `save_pretrained`, or a repository on the Hub.
+            download: as for `from_pretrained`.
 
         Raises:
             ValueError: this is not stage "temporal", or the folder holds no absorber of this network.
         """
-        absorber = CustomizeAVideoConfig.from_pretrained(folder)
+        absorber = CustomizeAVideoConfig.from_pretrained(folder, **download)
         if (self.config.stage, absorber.stage) != ("temporal", "appearance"):
             raise ValueError(
                 "An absorber goes from stage 'appearance' to stage 'temporal', "
                 f"but {folder} is of {absorber.stage!r} and this model of {self.config.stage!r}."
             )
         attach(self.model, absorber.lora(), ABSORBER)
-        load_weights(self.model, ABSORBER, folder)
-        self._train_own()
+        self._train_own(True)
+        try:
+            load_weights(folder, named_weights(self.model, ABSORBER), **download)
+        except Exception:
+            detach(self.model, ABSORBER)
+            raise
 
     @contextmanager
     def without_absorber(self) -> Iterator[None]:
@@ -229,51 +204,51 @@ class CustomizeAVideoModel(nn.Module):
         """Switches everything off that this model brought: the output is the base's again."""
         self._scale(ADAPTER, 0.0)
         self._scale(ABSORBER, 0.0)
-        self._bypass_temporal_layers(False)
+        self._bypass(False)
 
     def enable_adapter_layers(self) -> None:
         """Undoes `disable_adapter_layers`."""
         self._scale(ADAPTER, 1.0)
         self._scale(ABSORBER, 1.0)
-        self._bypass_temporal_layers(True)
+        self._bypass(True)
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes `adapter_config.json` and `adapter_model.safetensors`, which PEFT also loads by itself."""
-        folder = Path(folder)
-        self.config.lora().save_pretrained(folder)
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.named_weights()}
-        save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    def save_pretrained(self, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+        """Writes `adapter_config.json` and `adapter_model.safetensors`, which PEFT also loads by itself.
+
+        Args:
+            folder: made if it is not there.
+            dtype: of the weights in the file, such as `torch.float16` for half the size; None leaves them as they are.
+        """
+        save_adapter(folder, self.model, self.config.lora(), self.named_weights(), dtype)
 
     @classmethod
-    def from_pretrained(cls, unet: nn.Module, folder: str | os.PathLike) -> "CustomizeAVideoModel":
-        """`unet` with a saved adapter, from a folder or the Hub.
+    def from_pretrained(
+        cls, unet: nn.Module, folder: str | os.PathLike, is_trainable: bool = False, **download: Any
+    ) -> "CustomizeAVideoModel":
+        """`unet` with a saved adapter.
+
+        Args:
+            unet: the network.
+            folder: of `save_pretrained`, or a repository on the Hub.
+            is_trainable: whether the adapter's weights get gradients.
+            download: `revision`, `token` and so on, of `huggingface_hub.hf_hub_download`.
 
         Raises:
-            ValueError: the adapter is of another kind or network.
+            ValueError: the adapter is not there, or of another kind or network.
         """
-        model = cls(unet, CustomizeAVideoConfig.from_pretrained(folder))
+        model = cls(unet, CustomizeAVideoConfig.from_pretrained(folder, **download))
         try:
-            load_weights(unet, ADAPTER, folder)
-        except ValueError:
+            load_weights(folder, model.named_weights(), **download)
+        except Exception:
             model.unload()
             raise
+        model._train_own(is_trainable)
         return model
 
     def unload(self) -> nn.Module:
         """Removes what this model brought, absorber included; a user's LoRA stays. Returns the UNet."""
-        self._bypass_temporal_layers(False)
-        for path, layer in list(self.model.named_modules()):
-            if not isinstance(layer, LoraLayer):
-                continue
-            for name in (ADAPTER, ABSORBER):
-                layer.delete_adapter(name)
-            if not layer.lora_A:  # the last one is gone
-                parent, _, child = path.rpartition(".")
-                setattr(self.model.get_submodule(parent), child, layer.get_base_layer())
-        for name in (ADAPTER, ABSORBER):
-            self.model.peft_config.pop(name, None)
-        if not self.model.peft_config:
-            del self.model.peft_config
+        self._bypass(False)
+        detach(self.model, ADAPTER, ABSORBER)
         return self.model
 
     def merge_and_unload(self) -> nn.Module:

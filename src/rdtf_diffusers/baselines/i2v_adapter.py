@@ -77,6 +77,7 @@ class I2VAdapterLayer(AdapterLayer):
 class I2VAdapterModel(AdapterModel):
     """A UNet whose spatial self-attentions all have an I2V-Adapter; arguments and errors as of `AdapterModel`."""
 
+    method, paper = "I2V-Adapter", "2312.16693"
     config_class = I2VAdapterConfig
     tuner_layer_cls = I2VAdapterLayer
     layer_name = "i2v_adapter"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .adapters import AdapterConfig, AdapterLayer, AdapterModel, ClipShape, spatial_layers
 
@@ -98,7 +99,7 @@ class SimDALayer(AdapterLayer):
 def shift_patches(tokens: torch.Tensor, num_frames: int, height: int, width: int) -> torch.Tensor:
     """The patch-shifted clip of SimDA's latent-shift attention: tokens (B*F, H*W, C) -> the same.
 
-    The token of frame i at (y, x) comes from frame i - SHIFTS[y % 4][x % 4], or stays where there is none before.
+    The token of frame i at (y, x) comes from frame `i - SHIFTS[y % 4][x % 4]`, or stays where there is none before.
     """
     frame = torch.arange(num_frames, device=tokens.device)[:, None, None]
     row = torch.arange(height, device=tokens.device)[:, None]
@@ -129,6 +130,7 @@ def add_shifted_tokens(
 class SimDAModel(AdapterModel):
     """A UNet with SimDA wherever it has a spatial transformer; arguments and errors as of `AdapterModel`."""
 
+    method, paper = "SimDA", "2308.09710"
     config_class = SimDAConfig
     tuner_layer_cls = SimDALayer
     layer_name = "simda"
@@ -147,7 +149,8 @@ class SimDAModel(AdapterModel):
             return SpatialAdapter(channels, config.spatial_ratio, is_serial=False, like=like)
         return TemporalAdapter(module.out_channels, config.temporal_ratio, like=like)
 
-    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
-        super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key)
-        if target_name == "attn1" and peft_config.latent_shift:
-            self.hooks.append(target.register_forward_pre_hook(add_shifted_tokens, with_kwargs=True))
+    def make_hooks(self, module: nn.Module, name: str) -> list[RemovableHandle]:
+        hooks = super().make_hooks(module, name)
+        if name == "attn1" and self.adapter_config.latent_shift:
+            hooks.append(module.register_forward_pre_hook(add_shifted_tokens, with_kwargs=True))
+        return hooks

@@ -14,9 +14,10 @@ import shlex
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
 import torch
@@ -26,11 +27,13 @@ from huggingface_hub.utils import httpx
 
 import rdtf_diffusers
 
+from .. import baselines
 from ..checkpoints import generation_settings
 
 
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
 SPLITS = ("train", "validation", "test")
+ADAPTERS = {"I2V_ADAPTER": "I2VAdapterModel", "SIMDA": "SimDAModel", "LORA": "CustomizeAVideoModel"}  # by `peft_type`
 # What a training run leaves beside the model; patterns of `fnmatch` on paths within the folder.
 NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "replaced-*", "logs/*", "validation/*", ".*")
 
@@ -42,11 +45,7 @@ TEMPLATE = """---
 {% if preview %}
 ![{{ preview_text }}]({{ preview }})
 {% endif %}
-{% if is_pipeline -%}
-Animated stickers from words, pictures, or both, trained with
-{%- else -%}
-A part of an animated sticker model trained with
-{%- endif %} the method of RDTF ([arXiv 2503.17735](https://arxiv.org/abs/2503.17735)) and `rdtf_diffusers`.
+{{ intro }}
 
 ## Use
 
@@ -90,7 +89,7 @@ No licence has been chosen for the weights.
 
 
 class Saveable(Protocol):
-    """A pipeline, a model, a scheduler: what diffusers and transformers can save."""
+    """A pipeline, a model, an adapter: what can save itself."""
 
     def save_pretrained(self, folder: str) -> object: ...
 
@@ -106,34 +105,38 @@ def model_card(
     training: Mapping[str, Any] | None = None,
     final_losses: Mapping[str, float] | None = None,
 ) -> ModelCard:
-    """The README of a saved pipeline or model; `card.save(folder / "README.md")` writes it.
+    """The README of a saved pipeline, model or adapter; `card.save(folder / "README.md")` writes it.
 
     What lies in the folder is shown: the first `*.webp` as a preview, every `*.png` as a plot, `generation.json` as
     arguments of the example, `ATTRIBUTION.md` as a link. Of folders elsewhere only the last name is written.
 
     Args:
-        folder: Where the pipeline or model is saved.
+        folder: Where the pipeline, model or adapter is saved.
         repo_id: Where it will be published, for the example; by default the folder's name stands there.
         prompt: What the preview shows, for the example too.
-        base_models: Folders or Hub ids of parts that were not trained.
+        base_models: Folders or Hub ids of parts that were not trained; of an adapter the pipeline that it belongs to,
+            by default the repository that `adapter_config.json` names.
         data: Folders or Hub ids of the training data.
         license: Of the weights, as the Hub spells it ("apache-2.0").
         training: Rows of the training table: steps, arguments, `environment()`. None and empty values are left out.
         final_losses: By task, as `rdtf_diffusers.training.history.final_losses` gives them.
 
     Raises:
-        ValueError: The folder holds neither a pipeline nor a model, or a damaged `generation.json`.
+        ValueError: The folder holds no pipeline, model or adapter, or a damaged `generation.json`.
     """
     folder = Path(folder)
-    class_name, is_pipeline = _saved_class(folder)
-    base_models, data = list(base_models), list(data)
+    saved = _saved(folder)
+    base_models, data = list(base_models) or saved.base_models, list(data)
+    base = public_name(base_models[0]) if base_models else "base-model"
+    hub_bases = [os.fspath(name) for name in base_models if is_hub_id(name)] or None
     preview = next((file.name for file in sorted(folder.glob("*.webp"))), None)
     card_data = ModelCardData(
         license=license,
         library_name="diffusers",
-        pipeline_tag="image-text-to-video" if is_pipeline else None,
-        tags=["stickers", "animation", "rdtf"],
-        base_model=[os.fspath(name) for name in base_models if is_hub_id(name)] or None,
+        pipeline_tag=None if saved.kind == "model" else "image-text-to-video",
+        tags=["stickers", "animation", "adapter" if saved.kind == "adapter" else "rdtf"],
+        base_model=hub_bases,
+        base_model_relation="adapter" if hub_bases and saved.kind == "adapter" else None,
         datasets=[os.fspath(name) for name in data if is_hub_id(name)] or None,
     )
     rows = {"parts not trained": [public_name(name) for name in base_models], **(training or {})}
@@ -142,10 +145,11 @@ def model_card(
         card_data,
         template_str=TEMPLATE,
         title=escape_markdown(name.rpartition("/")[2]),
-        is_pipeline=is_pipeline,
+        intro=_intro(saved, base),
+        is_pipeline=saved.kind == "pipeline",
         preview=preview and quote(preview),
         preview_text=escape_markdown(prompt or "an animated sticker that this model made"),
-        snippet=_snippet(class_name, name, prompt, generation_settings(folder) if is_pipeline else None),
+        snippet=_snippet(saved, name, base, prompt, generation_settings(folder)),
         training={
             escape_markdown(k): escape_markdown(_cell(v)) for k, v in rows.items() if v not in (None, "", [], {})
         },
@@ -168,7 +172,8 @@ def push_to_hub(
     """Uploads a folder, or an object that can be saved, as a model repository, which is made if it is not there.
 
     Args:
-        what: A folder, uploaded as it is; or a pipeline or model, saved with a model card in a temporary folder first.
+        what: A folder, uploaded as it is; or a pipeline, model or adapter of `rdtf_diffusers.baselines`, saved with a
+            model card in a temporary folder first.
         repo_id: "name" or "owner/name".
         token: With the right to write; by default the one of `hf auth login` or `HF_TOKEN`.
         private: Of a new repository; None is what the account's settings say.
@@ -258,31 +263,60 @@ def _data_link(source: str | os.PathLike) -> str:
     return f"[{name}](https://huggingface.co/datasets/{source})" if is_hub_id(source) else name
 
 
-def _saved_class(folder: Path) -> tuple[str, bool]:
-    """The class that is saved in a folder, and whether it is a pipeline."""
-    for file in (folder / "model_index.json", folder / "config.json"):
+@dataclass(frozen=True)
+class _Saved:
+    """What lies in a folder: its class, and of an adapter the repository of its base, as far as that is known."""
+
+    class_name: str
+    kind: Literal["pipeline", "model", "adapter"]
+    base_models: Sequence[str] = ()
+
+
+def _saved(folder: Path) -> _Saved:
+    """Reads what lies in a folder from the file that names its class."""
+    for file, kind in ((folder / "model_index.json", "pipeline"), (folder / "config.json", "model")):
         if file.is_file():
             name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
             if name:
-                return name, file.name == "model_index.json"
-    raise ValueError(f"`folder` must hold a pipeline or a model of diffusers, got {folder} without either")
+                return _Saved(name, kind)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if config.get("peft_type") not in ADAPTERS:
+        raise ValueError(f"`folder` must hold a pipeline or a model of diffusers, or an adapter, got {folder}")
+    name, base = ADAPTERS[config["peft_type"]], config.get("base_model_name_or_path")
+    getattr(baselines, name).config_class.from_pretrained(folder)  # refuses a LoRA of another kind
+    return _Saved(name, "adapter", (base,) if base else ())
 
 
-def _snippet(class_name: str, source: str, prompt: str | None, settings: Mapping[str, Any] | None) -> str:
-    """Python that loads the saved class, and, for a pipeline, that draws a sticker with `settings`."""
-    module = "rdtf_diffusers" if class_name in rdtf_diffusers.__all__ else "diffusers"
-    if settings is None:
-        return f"from {module} import {class_name}\n\nmodel = {class_name}.from_pretrained({source!r})"
+def _intro(saved: _Saved, base: str) -> str:
+    """What it is, in a sentence."""
+    if saved.kind == "adapter":
+        adapter = getattr(baselines, saved.class_name)
+        paper = f"[arXiv {adapter.paper}](https://arxiv.org/abs/{adapter.paper})"
+        return f"{adapter.method} ({paper}) for the sticker model `{base}`, tuned with `rdtf_diffusers`."
+    parts = {"pipeline": "Animated stickers from words, pictures, or both", "model": "A part of a sticker model"}
+    paper = "[arXiv 2503.17735](https://arxiv.org/abs/2503.17735)"
+    return f"{parts[saved.kind]}, trained with the method of RDTF ({paper}) and `rdtf_diffusers`."
+
+
+def _snippet(saved: _Saved, source: str, base: str, prompt: str | None, settings: Mapping[str, Any]) -> str:
+    """Python that loads what is saved, and draws a sticker with `settings` if that makes it a pipeline."""
+    name = saved.class_name
+    module = "rdtf_diffusers" if name in rdtf_diffusers.__all__ else "diffusers"
+    if saved.kind == "model":
+        return f"from {module} import {name}\n\nmodel = {name}.from_pretrained({source!r})"
+    if saved.kind == "adapter":
+        start = f"""from rdtf_diffusers import StickerGenerationPipeline, save_sticker
+from rdtf_diffusers.baselines import {name}
+
+pipe = StickerGenerationPipeline.from_pretrained({base!r})
+{name}.from_pretrained(pipe.unet, {source!r})"""
+    else:
+        start = f"from {module} import {name}, save_sticker\n\npipe = {name}.from_pretrained({source!r})"
     arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
-    return "\n".join(
-        [
-            f"from {module} import {class_name}, save_sticker",
-            "",
-            f"pipe = {class_name}.from_pretrained({source!r})",
-            f"frames = pipe({(prompt or 'a dog jumping')!r}{arguments}).frames[0]",
-            'save_sticker(frames, "sticker.webp", fps=8)',
-        ]
-    )
+    return f"""{start}
+frames = pipe({(prompt or "a dog jumping")!r}{arguments}).frames[0]
+save_sticker(frames, "sticker.webp", fps=8)"""
 
 
 @contextmanager
