@@ -1,5 +1,6 @@
 """The package as it is installed: what it contains, what importing costs, and which versions fit."""
 
+import importlib
 import re
 import runpy
 import subprocess
