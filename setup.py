@@ -23,10 +23,19 @@ TRAIN = [
     "torchmetrics>=1.4",
 ]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
-SPACE = ["gradio>=6.0"]
+SPACE = ["gradio>=6.31"]
 LOTTIE = ["rlottie-python>=1.3.6"]  # LGPL
 VISION = ["timm>=1.0", "torchvision"]  # never part of `test` or `all`: torchvision has to match torch's build
-TEST = [*TRAIN, *LOTTIE, "pytest>=8.0", "ruff>=0.12", "setuptools>=77"]
+TEST = [
+    *TRAIN,
+    *LOTTIE,
+    *SPACE,
+    "playwright>=1.50",
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "ruff>=0.12",
+    "setuptools>=77",
+]
 
 setup(
     name="rdtf_diffusers",
@@ -74,7 +83,7 @@ setup(
         "space": SPACE,
         "lottie": LOTTIE,
         "vision": VISION,
-        "all": [*TEST, *DOCS, *SPACE, *LOTTIE],
+        "all": [*TEST, *DOCS],
     },
     entry_points={"console_scripts": ["rdtf-diffusers = rdtf_diffusers.cli:main"]},
 )

@@ -1,6 +1,7 @@
 """What several tests share: frozen parts of some thousand parameters, drawn stickers, and a Hub on this machine."""
 
 import json
+import os
 
 import huggingface_hub
 import pytest
@@ -15,6 +16,12 @@ from rdtf_diffusers import StickerGenerationPipeline
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "_", "a", "red", "blue", "ball", "moving", "##s"]
+
+
+def pytest_configure(config):
+    """Where several processes run tests, each has one thread, and so has what it starts: more wait for each other."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers, which start later
 
 
 @pytest.fixture(scope="session")
