@@ -30,7 +30,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -95,7 +94,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add("--base_clips", type=positive_int, default=16_000, help="That the base has learnt from before.")
     add("--source_pictures", type=positive_int, default=2000, help="Shapes that these are made of.")
     add("--batch_size", type=positive_int, default=16, help="Clips of a training step.")
-    add("--learning_rates", type=float, nargs="+", default=[1e-3, 3e-3], help="To be tried.")
+    add("--learning_rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2], help="To be tried.")
     add("--base_learning_rate", type=float, default=1e-3, help="Of the base.")
     add("--num_inference_steps", type=positive_int, help="Of samples; default of this and the next three: the parts'.")
     add("--guidance_scale", type=float, help="How much the words count.")
@@ -234,8 +233,10 @@ class Comparison:
         }
         if len(rates) > 1:
             self.run_chains([job] for job in trials.values())
-        losses = {trial: fmean(job.done["losses"].values()) if job.done else 0.0 for trial, job in trials.items()}
-        self.rates = {name: min(rates, key=lambda rate: losses[owner, rate]) for name, owner in owners.items()}
+        losses = {trial: job.done["losses"] if job.done else {} for trial, job in trials.items()}
+        for name, owner in owners.items():
+            tasks = set.intersection(*(set(losses[owner, rate]) for rate in rates))  # nearly always all
+            self.rates[name] = min(rates, key=lambda rate: sum(losses[owner, rate][task] for task in tasks))
 
     def chain(self, name: str, seed: int) -> Chain:
         """The training of a method with a seed, and its samples."""

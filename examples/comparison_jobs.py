@@ -50,6 +50,7 @@ from rdtf_diffusers.utils.hub import public_name
 
 NUM_FRAMES = 8
 DONE_FILE = "done.json"
+FINAL_SHARE = 0.25  # of a training's steps, over which losses are averaged: every task is among them
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Job:
         code = importlib.import_module(self.script).main([*self.arguments, "--output_dir", str(self.folder)])
         if code == 0:
             history = self.folder / HISTORY_FILE
-            losses = final_losses(read_history(history)) if history.is_file() else {}
+            losses = final_losses(read_history(history), FINAL_SHARE) if history.is_file() else {}
             # a run in several pieces has another time than one that was left alone
             facts = {"minutes": None if begun else (time.monotonic() - started) / 60, "losses": losses}
             write_whole(self.folder / DONE_FILE, (json.dumps(facts) + "\n").encode())
