@@ -205,6 +205,7 @@ def model_index(results: dict[str, Any]) -> str:
     entries, hub_ids = [], {dataset["name"]: dataset["hub_id"] for dataset in results["datasets"]}
     about = ("low", "high", "n", "seeds", "unit", "goal", "padding")
     for model in results["models"]:
+        made_with = {name: model[name] for name in ("form", "dtype", "settings")} | {"versions": results["versions"]}
         found = [
             EvalResult(
                 task_type=HUB_TASKS.get(table["task"], "image-to-video"),
@@ -216,7 +217,7 @@ def model_index(results: dict[str, Any]) -> str:
                 metric_type=figure["measure"],
                 metric_name=figure["title"],
                 metric_value=figure["value"],
-                metric_args={name: figure[name] for name in about} | {"versions": results["versions"]},
+                metric_args={name: figure[name] for name in about} | made_with,
             )
             for table in results["tables"]
             for figure in table["figures"]

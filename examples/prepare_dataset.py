@@ -46,6 +46,7 @@ from rdtf_diffusers.data.rows import check_captions, fingerprint_rows, load_rows
 from rdtf_diffusers.training.collator import DualMaskCollator, replace_words, row_generator
 from rdtf_diffusers.training.presets import PRESETS
 from rdtf_diffusers.training.run_state import warn_if_bf16_is_slow
+from rdtf_diffusers.utils.hub import dataset_card, public_name
 
 
 logger = logging.getLogger("prepare_dataset")
@@ -263,40 +264,24 @@ def prepare_shards(rows: PreparedRows, encoder: Encoder, made: Preparation) -> N
     progress.close()
 
 
-CARD = """---
-tags: [rdtf_diffusers, animated-stickers, latents]
-configs:
-- config_name: default
-  data_files: shards/*.parquet
----
-# Prepared stickers
-
-Latents and text embeddings of stickers for training with `--latent_cache`, made by `examples/prepare_dataset.py` of
-rdtf_diffusers. Of {num_rows} stickers in {sources}, {kept} were kept and {dropped} dropped (`dropped.jsonl` says why).
-
-Each row is a source file with its clips. `latents` are fp16 bytes, {latent_shape} for every frame, of the autoencoder
-with the fingerprint {vae}; `text` are those of {text_variants} variants of the caption, {text_shape} each, of the text
-encoder {text_encoder}. `keyframes` says, for {min_keyframes} to {max_keyframes} frames, which frames of an animation
-stand for it. `preparation.json` has all settings.
-
-The latents show the stickers they were made of: the stickers' licences hold for them, too.
-"""
-
-
 def report(args: argparse.Namespace, made: Preparation) -> None:
-    """Writes `dropped.jsonl` and the data set's card, and prints what was dropped for which reason."""
+    """Writes `dropped.jsonl` and the data set's card, and prints what was dropped for which reason.
+
+    Raises:
+        ValueError: nothing was kept.
+    """
     folder = Path(args.output_dir)
     dropped = [row for shard in range(made.num_shards) for row in read_dropped(folder, shard)]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in dropped)
     (folder / "dropped.jsonl").write_text("".join(lines), encoding="utf-8")
     kept = made.num_rows - len(dropped)
-    facts = asdict(made) | {"sources": ", ".join("/".join(Path(source).parts[-2:]) for source in made.sources)}
-    (folder / "README.md").write_text(CARD.format(**facts, kept=kept, dropped=len(dropped)), encoding="utf-8")
     print(f"{folder}: {kept} of {made.num_rows} rows kept in {made.num_shards} shards")
     for reason, count in Counter(row["reason"].split(":")[0] for row in dropped).most_common():
         print(f"  dropped {count}: {reason}")
     if not kept:
-        raise ValueError(f"No row of {facts['sources']} was kept; {folder / 'dropped.jsonl'} says why.")
+        sources = ", ".join(map(public_name, made.sources))
+        raise ValueError(f"No row of {sources} was kept; {folder / 'dropped.jsonl'} says why.")
+    dataset_card(folder).save(folder / "README.md")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
-"""A Hub on this machine: as much of huggingface.co's protocol as pushing and loading a model needs.
+"""A Hub on this machine: as much of huggingface.co's protocol as pushing and loading models and data sets needs.
 
 with HubServer(token="hf_test") as hub:
     ...  # with HF_ENDPOINT=hub.url and HF_HUB_DISABLE_XET=1
 hub.repositories["me/sticker"]["model_index.json"]  # bytes
+hub.repositories["datasets/me/stickers"]["metadata.jsonl"]
 """
 
 import base64
@@ -11,13 +12,22 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
 
 COMMIT = "0" * 40
 USER = "me"
+# A repository's address, of a model or a data set, in the API or not; what is asked of which revision; a path in it
+PLACE = re.compile(r"(?:/api/models|/api)?/((?:datasets/)?[^/]+/[^/]+?)(?:/(resolve|tree|revision)/[^/]+)?(?:/(.*))?")
+METADATA = {  # what the Hub knows of a card's head, and which types it takes
+    **dict.fromkeys(("license", "library_name", "pipeline_tag", "base_model_relation"), str),
+    **dict.fromkeys(("tags", "base_model", "datasets", "task_categories"), list),
+    **dict.fromkeys(("configs", "model-index"), list),
+}
 
 
 class HubServer(ThreadingHTTPServer):
@@ -25,7 +35,7 @@ class HubServer(ThreadingHTTPServer):
 
     Attributes:
         url: the endpoint.
-        repositories: the files of each model by path; fill it to serve a download.
+        repositories: the files of each repository by path; fill it to serve a download.
         visibility: what the last creation asked for, "private", "public" or None.
         uploads: SHA-256 digests that came through LFS.
         refusal: a status that every request that writes gets instead of an answer, or None.
@@ -72,18 +82,21 @@ class HubHandler(BaseHTTPRequestHandler):
     # --- reading
 
     def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        match = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+?)(?:/(resolve|tree|revision)/[^/]+)?(?:/(.*))?", path)
+        address = urlsplit(self.path)
+        match = PLACE.fullmatch(unquote(address.path))
         files = self.server.repositories.get(match[1]) if match else None
         if files is None:
             self.reply(status=404, X_Error_Code="RepoNotFound")
         elif match[2] == "resolve":
             self.serve_file(files.get(match[3]))
         elif match[2] == "tree":
-            self.reply([entry(name, content) for name, content in sorted(files.items())])
+            is_recursive = parse_qs(address.query).get("recursive", [""])[0].lower() == "true"
+            entries = tree(files, PurePosixPath(match[3] or "."), is_recursive)
+            self.reply(entries) if entries else self.reply(status=404, X_Error_Code="EntryNotFound")
         else:
+            repo_id = match[1].removeprefix("datasets/")
             siblings = [{"rfilename": name} for name in sorted(files)]
-            info = {"id": match[1], "modelId": match[1], "sha": COMMIT, "siblings": siblings, "tags": []}
+            info = {"id": repo_id, "modelId": repo_id, "sha": COMMIT, "siblings": siblings, "tags": []}
             self.reply(info | {"private": False, "downloads": 0, "likes": 0})
 
     do_HEAD = do_GET
@@ -109,7 +122,7 @@ class HubHandler(BaseHTTPRequestHandler):
             self.create(json.loads(body))
         elif re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
             self.reply({"transfer": "basic", "objects": [self.lfs_action(x) for x in json.loads(body)["objects"]]})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/[^/]+", path):
+        elif match := re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/(preupload|commit)/[^/]+", path):
             getattr(self, match[2])(match[1], body)
         else:
             self.reply({"error": "not found"}, status=404)
@@ -124,11 +137,12 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def create(self, asked: dict) -> None:
         repo_id = f"{asked.get('organization') or USER}/{asked['name']}"
-        url = f"{self.server.url}/{repo_id}"
-        if repo_id in self.server.repositories:
-            self.reply({"error": "You already created this model repo", "url": url}, status=409)
+        place = f"datasets/{repo_id}" if asked.get("type") == "dataset" else repo_id
+        url = f"{self.server.url}/{place}"
+        if place in self.server.repositories:
+            self.reply({"error": "You already created this repo", "url": url}, status=409)
         else:
-            self.server.repositories[repo_id] = {}
+            self.server.repositories[place] = {}
             self.server.visibility = asked.get("visibility")
             self.reply({"url": url, "name": repo_id, "id": repo_id})
 
@@ -157,13 +171,30 @@ class HubHandler(BaseHTTPRequestHandler):
         self.reply({"commitUrl": f"{self.server.url}/{repo_id}/commit/{COMMIT}", "commitOid": COMMIT})
 
 
-def entry(name: str, content: bytes) -> dict:
-    """A file as the tree of a repository lists it."""
-    return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+def tree(files: dict[str, bytes], folder: PurePosixPath, is_recursive: bool) -> list[dict]:
+    """Files and folders in a folder of a repository, as the Hub lists them."""
+    contents = {PurePosixPath(name): content for name, content in files.items()}
+    folders = {parent for name in contents for parent in name.parents} - {PurePosixPath()}
+    return [
+        {"path": str(path), "oid": hashlib.sha1(contents.get(path, b"")).hexdigest()}
+        | ({"type": "file", "size": len(contents[path])} if path in contents else {"type": "directory"})
+        for path in sorted([*contents, *folders])
+        if path.parent == folder or (is_recursive and folder in path.parents)
+    ]
 
 
 def check_front_matter(readme: str) -> dict:
-    """What the Hub finds wrong with a README's metadata; here only that it is no YAML mapping."""
+    """What is wrong with a README's metadata: keys that the Hub does not know, other types, evaluations without value.
+
+    The Hub's own check knows licences and tasks by name, too.
+    """
     _, front, _ = readme.split("---\n", 2)
-    errors = [] if isinstance(yaml.safe_load(front), dict) else [{"message": "metadata must be a mapping"}]
-    return {"errors": errors, "warnings": []}
+    data = yaml.safe_load(front)
+    if not isinstance(data, dict):
+        return {"errors": [{"message": "metadata must be a mapping"}], "warnings": []}
+    wrong = [name for name, value in data.items() if not isinstance(value, METADATA.get(name, ()))]
+    try:
+        model_index_to_eval_results(data.get("model-index", [{"name": "", "results": []}]))
+    except (KeyError, TypeError):
+        wrong.append("model-index")
+    return {"errors": [{"message": f"{name} must be of another type"} for name in wrong], "warnings": []}

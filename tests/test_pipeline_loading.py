@@ -1,15 +1,10 @@
-"""Saving, loading and extending StickerGenerationPipeline: folders, Hub ids, LoRA, IP-Adapter and the rest."""
+"""Saving, loading and extending StickerGenerationPipeline: folders, LoRA, IP-Adapter and the rest.
 
-import hashlib
+Loading by a Hub id, which takes a fresh process, is in test_hub.py.
+"""
+
 import json
-import os
-import subprocess
-import sys
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import PIL.Image
@@ -46,7 +41,7 @@ def run(pipe, prompt="a dog", **kwargs) -> torch.Tensor:
     return pipe(prompt, image=PICTURE, num_inference_steps=2, generator=generator, output_type="pt", **kwargs).frames
 
 
-# --- folders and the Hub
+# --- folders
 
 
 def test_folder(pipe, tmp_path):
@@ -73,71 +68,6 @@ def test_folder_with_all_components(tmp_path):
     loaded = StickerGenerationPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     torch.testing.assert_close(run(loaded, negative_prompt="cat"), run(pipe, negative_prompt="cat"))
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    """As much of huggingface.co as a download of one repository asks for."""
-
-    def __init__(self, folder: Path, *args):
-        self.folder = folder
-        super().__init__(*args)
-
-    def log_message(self, *args):
-        pass
-
-    def reply(self, body: bytes, **headers: str) -> None:
-        self.send_response(200)
-        for name, value in ({"Content-Length": str(len(body)), "X-Repo-Commit": "0" * 40} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def do_GET(self):
-        path = unquote(urlsplit(self.path).path)
-        files = sorted(file for file in self.folder.rglob("*") if file.is_file())
-        if path.startswith("/api/models/me/sticker/tree/"):
-            entries = [(f.relative_to(self.folder).as_posix(), f.read_bytes()) for f in files]
-            tree = [
-                {"type": "file", "path": p, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for p, b in entries
-            ]
-            self.reply(json.dumps(tree).encode(), Content_Type="application/json")
-        elif path.startswith("/api/models/me/sticker"):
-            siblings = [{"rfilename": f.relative_to(self.folder).as_posix()} for f in files]
-            info = {"id": "me/sticker", "modelId": "me/sticker", "sha": "0" * 40, "siblings": siblings, "tags": []}
-            info |= {"private": False, "downloads": 0, "likes": 0}
-            self.reply(json.dumps(info).encode(), Content_Type="application/json")
-        elif path.startswith("/me/sticker/resolve/") and (file := self.folder / path.split("/", 5)[5]).is_file():
-            body = file.read_bytes()
-            self.reply(body, ETag=f'"{hashlib.sha1(body).hexdigest()}"')
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    do_HEAD = do_GET
-
-
-def test_hub_id_in_a_fresh_process(pipe, tmp_path):
-    repository = tmp_path / "repository"
-    pipe.save_pretrained(repository)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(HubHandler, repository))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = (
-        "from rdtf_diffusers import StickerGenerationPipeline\n"
-        "pipe = StickerGenerationPipeline.from_pretrained('me/sticker')\n"
-        "frames = pipe('a dog', num_inference_steps=1).frames\n"
-        "print(type(pipe.unet).__name__, len(frames[0]))\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache")}
-    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    server.shutdown()
-    server.server_close()
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["UNetDiscreteFrameModel", "8"]
 
 
 def test_from_pipe(pipe):

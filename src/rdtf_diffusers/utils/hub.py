@@ -1,9 +1,13 @@
-"""Publishing on the Hugging Face Hub: model cards, and uploads that leave a run's scratch files at home.
+"""Publishing on the Hugging Face Hub: cards of models and data sets, and uploads that leave scratch files at home.
 
 copy_attribution(["stickers/animated/train"], "my-model")
 card = model_card("my-model", repo_id="me/my-model", data=["stickers/animated/train"], training={"steps": 50_000})
 card.save("my-model/README.md")
+add_evaluation("my-model", "evaluation")
 url = push_to_hub("my-model", "me/my-model")
+
+dataset_card("stickers", repo_id="me/stickers").save("stickers/README.md")
+url = push_to_hub("stickers", "me/stickers", repo_type="dataset")
 """
 
 import json
@@ -17,11 +21,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
+import numpy as np
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
+import yaml
+from huggingface_hub import (
+    CardData,
+    DatasetCard,
+    DatasetCardData,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    get_token,
+    metadata_load,
+    metadata_save,
+)
+from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
@@ -29,6 +46,7 @@ import rdtf_diffusers
 
 from .. import baselines
 from ..checkpoints import generation_settings
+from ..data.rows import METADATA_FILES, check_files, load_rows
 
 
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
@@ -36,6 +54,16 @@ SPLITS = ("train", "validation", "test")
 ADAPTERS = {"I2V_ADAPTER": "I2VAdapterModel", "SIMDA": "SimDAModel", "LORA": "CustomizeAVideoModel"}  # by `peft_type`
 # What a training run leaves beside the model; patterns of `fnmatch` on paths within the folder.
 NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "replaced-*", "logs/*", "validation/*", ".*")
+HIDDEN = (".*", "*/.*")  # all that stays at home of a data set, whose stickers may have any name
+CARD_FILE = "README.md"
+EVALUATION_FILE = "model-index.yml"  # of examples/evaluate.py
+# What `datasets` takes for pictures; it neither downloads nor decodes other files that `load_rows` reads.
+PICTURES = (".webp", ".gif", ".png", ".apng", ".jpg", ".jpeg")
+SAMPLE = 200  # files of a data set's split that are read for its card
+SHOWN = (  # lines of the data report
+    *("stills", "animations", "frames of an animation", "duration", "size", "transparency", "captions", "no caption"),
+    "bad files",
+)
 
 TEMPLATE = """---
 {{ card_data }}
@@ -52,15 +80,15 @@ TEMPLATE = """---
 ```python
 {{ snippet }}
 ```
-{% if is_pipeline %}
-`image=PIL.Image.open("dog.png")` sets a picture in motion.
+{% if note %}
+{{ note }}
 {% endif %}
-{%- if training %}
-## Training
+{%- if table %}
+## {{ "Content" if is_data else "Training" }}
 
 | | |
 |---|---|
-{% for name, value in training.items() -%}
+{% for name, value in table.items() -%}
 | {{ name }} | {{ value }} |
 {% endfor %}
 {%- endif %}
@@ -74,18 +102,24 @@ Mean training loss at the end, by task:
 {%- for plot in plots %}
 ![{{ plot }}]({{ plot }})
 {% endfor %}
-## Data and licences
+{%- set sources = "the sources of the " ~ ("stickers" if is_data else "training data") ~ " and their licences" %}
+## {{ "Licences" if is_data else "Data and licences" }}
 {% if data %}
 Trained on {{ data | join(", ") }}.
 {% endif %}
 {%- if attribution %}
-[{{ attribution }}]({{ attribution }}) names the sources of the training data and their licences.
+[{{ attribution }}]({{ attribution }}) names {{ sources }}.
 {% else %}
-Whoever publishes this model has to name the sources of the training data and their licences here.
+Whoever publishes this {{ "data set" if is_data else "model" }} has to name {{ sources }} here.
 {% endif -%}
 {% if not card_license %}
-No licence has been chosen for the weights.
+No licence has been chosen for the {{ "data set" if is_data else "weights" }}.
 {% endif %}"""
+
+
+RepoType = Literal["model", "dataset"]
+Card = TypeVar("Card", ModelCard, DatasetCard)
+Parts = tuple[list[dict], dict[str, Any], dict[str, Any]]  # of a data set: `configs`, the card's table, the rest
 
 
 class Saveable(Protocol):
@@ -139,64 +173,126 @@ def model_card(
         base_model_relation="adapter" if hub_bases and saved.kind == "adapter" else None,
         datasets=[os.fspath(name) for name in data if is_hub_id(name)] or None,
     )
-    rows = {"parts not trained": [public_name(name) for name in base_models], **(training or {})}
     name = repo_id or folder.absolute().name
-    return ModelCard.from_template(
+    return _card(
+        ModelCard,
         card_data,
-        template_str=TEMPLATE,
-        title=escape_markdown(name.rpartition("/")[2]),
+        folder,
+        name,
+        {"parts not trained": [public_name(name) for name in base_models], **(training or {})},
         intro=_intro(saved, base),
-        is_pipeline=saved.kind == "pipeline",
+        note='`image=PIL.Image.open("dog.png")` sets a picture in motion.' if saved.kind == "pipeline" else None,
         preview=preview and quote(preview),
         preview_text=escape_markdown(prompt or "an animated sticker that this model made"),
         snippet=_snippet(saved, name, base, prompt, generation_settings(folder)),
-        training={
-            escape_markdown(k): escape_markdown(_cell(v)) for k, v in rows.items() if v not in (None, "", [], {})
-        },
         losses={task: f"{loss:.3f}" for task, loss in (final_losses or {}).items()},
         plots=[quote(file.name) for file in sorted(folder.glob("*.png"))],
         data=list(dict.fromkeys(map(_data_link, data))),
-        attribution=ATTRIBUTION_FILE if (folder / ATTRIBUTION_FILE).is_file() else None,
-        card_license=license,
     )
+
+
+def dataset_card(folder: str | os.PathLike, *, repo_id: str | None = None, license: str | None = None) -> DatasetCard:
+    """The README of a data set; `card.save(folder / "README.md")` writes it.
+
+    It says what is there, in which columns, and how to load it, and tells the Hub which files belong to which split,
+    so that a sticker called `steam-train.webp` is not taken for one. Of each split 200 stickers, evenly spread, are
+    read for frames, times and sizes.
+
+    Args:
+        folder: Stickers with `metadata.jsonl`, `.csv` or `.parquet`, here or in `train`, `validation` and `test`; or
+            what `examples/prepare_dataset.py` left.
+        repo_id: Where it will be published, for the example; by default the folder's name stands there.
+        license: Of the data set, as the Hub spells it ("cc-by-4.0").
+
+    Raises:
+        ValueError: The folder holds neither; no sticker can be read; or others could not load it by its id, because
+            metadata or files are such as `datasets.load_dataset` does not read.
+    """
+    from ..data.latents import PREPARATION_FILE
+
+    folder = Path(folder)
+    name = repo_id or folder.absolute().name
+    is_prepared = (folder / PREPARATION_FILE).is_file()
+    configs, table, parts = (_prepared_parts if is_prepared else _sticker_parts)(folder, name)
+    card_data = DatasetCardData(
+        license=license,
+        task_categories=["image-to-video", "text-to-video"],
+        tags=["stickers", "animation", "latents" if is_prepared else "image", "rdtf"],
+        configs=configs,
+    )
+    return _card(DatasetCard, card_data, folder, name, table, is_data=True, **parts)
+
+
+def add_evaluation(folder: str | os.PathLike, evaluation: str | os.PathLike, name: str | None = None) -> None:
+    """Puts a model's figures into the head of its card, where the Hub looks for them, in place of older ones.
+
+    Args:
+        folder: The model's, with its card.
+        evaluation: What `examples/evaluate.py` left: the folder, or the `model-index.yml` in it.
+        name: What the model is called there; by default the name of its folder.
+
+    Raises:
+        ValueError: There is no card, no evaluation, or no model of that name in it; the names are listed.
+    """
+    card, file = Path(folder) / CARD_FILE, Path(evaluation)
+    file = file / EVALUATION_FILE if file.is_dir() else file
+    if not card.is_file():
+        raise ValueError(f"`folder` {folder} has no {CARD_FILE}; save one with `model_card` first")
+    index = yaml.safe_load(file.read_text(encoding="utf-8")) if file.suffix == ".yml" and file.is_file() else None
+    if "model-index" not in (index or {}):
+        raise ValueError(f"`evaluation` must be a folder with {EVALUATION_FILE}, or that file, got {evaluation}")
+    entries = {entry["name"]: entry for entry in index["model-index"]}
+    name = name or public_name(folder)
+    if name not in entries:
+        raise ValueError(f"`name` must be a model of {file}: {', '.join(entries)}; got {name!r}")
+    metadata_save(card, (metadata_load(card) or {}) | {"model-index": [entries[name]]})
 
 
 def push_to_hub(
     what: str | os.PathLike | Saveable,
     repo_id: str,
     *,
+    repo_type: RepoType = "model",
     token: str | None = None,
     private: bool | None = None,
-    ignore: Sequence[str] = NOT_PUBLISHED,
+    ignore: Sequence[str] | None = None,
 ) -> str:
-    """Uploads a folder, or an object that can be saved, as a model repository, which is made if it is not there.
+    """Uploads a folder, or an object that can be saved, to a repository, which is made if it is not there.
 
     Args:
         what: A folder, uploaded as it is; or a pipeline, model or adapter of `rdtf_diffusers.baselines`, saved with a
             model card in a temporary folder first.
         repo_id: "name" or "owner/name".
+        repo_type: "model", or "dataset" for a folder of stickers or of prepared data.
         token: With the right to write; by default the one of `hf auth login` or `HF_TOKEN`.
         private: Of a new repository; None is what the account's settings say.
-        ignore: Patterns of files that stay at home.
+        ignore: Patterns of files that stay at home: by default `NOT_PUBLISHED` of a model, hidden files of a data set.
 
     Returns:
         The address of the repository.
 
     Raises:
-        ValueError: No token, a `repo_id` that cannot be one, or no such folder.
+        ValueError: No token, a `repo_id` that cannot be one, no such folder, or an object as a data set.
         OSError: The Hub refuses or cannot be reached. The message says how to upload the folder later.
     """
-    if isinstance(what, str | os.PathLike):
-        if not Path(what).is_dir():
-            raise ValueError(f"`what` must be a folder or an object with `save_pretrained`, got {what!r}")
+    is_folder = isinstance(what, str | os.PathLike)
+    if is_folder and not Path(what).is_dir():
+        raise ValueError(f"`what` must be a folder or an object with `save_pretrained`, got {what!r}")
+    if not is_folder and repo_type != "model":
+        raise ValueError(f"`what` must be a folder for a `repo_type` of {repo_type!r}, got {type(what).__name__}")
+    if ignore is None:
+        ignore = NOT_PUBLISHED if repo_type == "model" else HIDDEN
+    if is_folder:
         command = ["hf", "upload", repo_id, os.fspath(what), "."]
+        command += ["--repo-type", repo_type] if repo_type != "model" else []
         command += [word for pattern in ignore for word in ("--exclude", pattern)]
-        return _upload(Path(what), repo_id, token, private, ignore, f"{what} is whole; later: {shlex.join(command)}")
+        advice = f"{what} is whole; later: {shlex.join(command)}"
+        return _upload(Path(what), repo_id, repo_type, token, private, ignore, advice)
     with tempfile.TemporaryDirectory() as folder:
         what.save_pretrained(folder)
-        model_card(folder, repo_id=repo_id).save(Path(folder) / "README.md")
+        model_card(folder, repo_id=repo_id).save(Path(folder) / CARD_FILE)
         advice = "save it with `save_pretrained` to upload it later with `hf upload`"
-        return _upload(Path(folder), repo_id, token, private, ignore, advice)
+        return _upload(Path(folder), repo_id, repo_type, token, private, ignore, advice)
 
 
 def copy_attribution(data: Iterable[str | os.PathLike], folder: str | os.PathLike) -> None:
@@ -319,8 +415,142 @@ frames = pipe({(prompt or "a dog jumping")!r}{arguments}).frames[0]
 save_sticker(frames, "sticker.webp", fps=8)"""
 
 
+def _card(
+    kind: type[Card], card_data: CardData, folder: Path, name: str, table: Mapping[str, Any], **parts: Any
+) -> Card:
+    """`TEMPLATE` with what both kinds of card have: a title, a table without empty rows, the licences."""
+    return kind.from_template(
+        card_data,
+        template_str=TEMPLATE,
+        title=escape_markdown(name.rpartition("/")[2]),
+        table={escape_markdown(k): escape_markdown(_cell(v)) for k, v in table.items() if v not in (None, "", [], {})},
+        attribution=ATTRIBUTION_FILE if (folder / ATTRIBUTION_FILE).is_file() else None,
+        card_license=card_data.license,
+        **parts,
+    )
+
+
+def _sticker_parts(folder: Path, name: str) -> Parts:
+    """What the card of a folder of stickers says."""
+    metadata = _metadata_files(folder)
+    columns = _columns(metadata)
+    splits = {split: load_rows(file.parent) for split, file in metadata.items()}
+    suffixes = sorted({Path(image["path"]).suffix for rows in splits.values() for image in rows["image"]})
+    if others := [suffix for suffix in suffixes if suffix.lower() not in PICTURES]:
+        raise ValueError(f"{folder}: `load_dataset` reads {', '.join(PICTURES)}, not {', '.join(others)}")
+    sizes = {split: len(rows) for split, rows in splits.items()}
+    spread = {split: np.linspace(0, size - 1, min(size, SAMPLE)).round() for split, size in sizes.items()}
+    sample = [rows[int(place)] for split, rows in splits.items() for place in spread[split]]
+    check_files(sample)
+    total = sum(sizes.values())
+    table = {
+        "rows": total if len(sizes) == 1 else sizes,
+        "files read for what follows": len(sample) if len(sample) < total else None,
+        **_measured(name, sample),
+        "columns": ", ".join(columns),
+    }
+    places = {split: file.relative_to(folder) for split, file in metadata.items()}
+    paths = {
+        split: [file.as_posix(), *((file.parent / "**" / f"*{suffix}").as_posix() for suffix in suffixes)]
+        for split, file in places.items()
+    }
+    split = "" if "train" in splits else f", split={next(iter(splits))!r}"
+    parts = {
+        "intro": f"{total:,} stickers with captions, for training and measuring models that animate stickers.",
+        "preview": quote(Path(sample[0]["image"]["path"]).relative_to(folder).as_posix()),
+        "preview_text": escape_markdown(sample[0]["text"]),
+        "snippet": f"""from rdtf_diffusers.data.rows import load_rows, read_row
+
+rows = load_rows({name!r}{split})
+animation = read_row(rows[0])  # frames (N, H, W, 4), straight RGBA; durations in milliseconds
+print(rows[0]["text"], animation.frames.shape, animation.durations)""",
+        "note": "`examples/train_rdtf.py --dataset_name` takes this data set by its id.",
+    }
+    data_files = [{"split": split, "path": path} for split, path in paths.items()]
+    return [{"config_name": "default", "data_files": data_files}], table, parts
+
+
+def _measured(name: str, sample: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Lines of the data report that hold for a sample, too, and how many frames animations have."""
+    from ..data.report import check
+
+    report = check(name, sample)
+    frames = report.records["num_frames"]
+    moving = frames[frames > 1]
+    count = f"{moving.min()} to {moving.max()}, median {np.median(moving):.0f}" if len(moving) else None
+    lines = dict(report.lines()) | {"frames of an animation": count}
+    return {what: lines.get(what) for what in SHOWN}
+
+
+def _metadata_files(folder: Path) -> dict[str, Path]:
+    """The metadata of each split; what has none is all "train"."""
+    for places in ({"train": folder}, {split: folder / split for split in SPLITS}):
+        files = {split: [place / name for name in METADATA_FILES] for split, place in places.items()}
+        found = {split: next(filter(Path.is_file, names), None) for split, names in files.items()}
+        if any(found.values()):
+            return {split: file for split, file in found.items() if file}
+    raise ValueError(
+        f"`folder` must hold {METADATA_FILES[0]}, itself or in {', '.join(SPLITS)}, or prepared data, got {folder}"
+    )
+
+
+def _columns(metadata: Mapping[str, Path]) -> list[str]:
+    """The columns of all splits, if `load_dataset` can read them: each of one type, and the same everywhere."""
+    import pyarrow
+    from pyarrow import csv, json, parquet
+
+    readers = {".jsonl": json.read_json, ".csv": csv.read_csv, ".parquet": parquet.read_table}
+    schemas = {}
+    for split, file in metadata.items():
+        try:
+            schemas[split] = readers[file.suffix](file).schema
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{file}: `load_dataset` reads only columns of one type: {error}") from error
+    (first, schema), *others = schemas.items()
+    for split, other in others:
+        if different := sorted({field.name for field in {*schema} ^ {*other}}):
+            raise ValueError(f"`load_dataset` needs {first} and {split} to have equal columns, not {different}")
+    if "file_name" not in schema.names:
+        raise ValueError(f"{metadata[first]}: `load_dataset` needs a column `file_name`, got {schema.names}")
+    return schema.names
+
+
+def _prepared_parts(folder: Path, name: str) -> Parts:
+    """What the card of prepared data says."""
+    from ..data.latents import LatentClips
+
+    clips = LatentClips(folder, procedural_fraction=0)
+    made = clips.preparation
+    table = {
+        "rows": f"{len(clips):,} of {made.num_rows:,} stickers; dropped.jsonl says why not the others",
+        "made from": [public_name(source) for source in made.sources],
+        "pixels": f"{made.resolution} x {made.resolution}",
+        "latents": f"float16 bytes, {made.latent_shape} for each frame",
+        "keyframes": f"{made.min_keyframes} to {made.max_keyframes} of an animation, {made.keyframes}",
+        "clips in motion of a still": f"{made.motions_per_picture}, of {made.num_frames} frames",
+        "text": made.text_shape and f"float16 bytes, {made.text_shape} for each of {made.text_variants} variants",
+        "second text": made.text_2_shape and f"float16 bytes, {made.text_2_shape} likewise",
+        "autoencoder": made.vae,
+        "text encoders": [name for name in (made.text_encoder, made.text_encoder_2) if name],
+        "mixed precision": made.mixed_precision,
+    }
+    still = "" if made.motions_per_picture else ", procedural_fraction=0"
+    parts = {
+        "intro": "Latents and text embeddings of stickers, worked out once so that training need not work them out "
+        "again. They show the stickers that they were made from, whose licences hold for them, too.",
+        "snippet": f"""from huggingface_hub import snapshot_download
+from rdtf_diffusers.data.latents import LatentClips
+
+clips = LatentClips(snapshot_download({name!r}, repo_type="dataset"){still})
+print(len(clips), clips[0]["caption"], clips[0]["latents"].shape)""",
+        "note": "`examples/train_rdtf.py --latent_cache` takes the folder, for models with this autoencoder and these "
+        "text encoders, which are told by fingerprints of their weights. preparation.json has all settings.",
+    }
+    return [{"config_name": "default", "data_files": "shards/*.parquet"}], table, parts
+
+
 @contextmanager
-def _one_line(api: HfApi, repo_id: str, advice: str) -> Iterator[None]:
+def _one_line(api: HfApi, repo_id: str, repo_type: RepoType, advice: str) -> Iterator[None]:
     """Whatever goes wrong with the Hub ends in one line with `advice`."""
     if not (api.token or get_token()):
         raise ValueError(f"no token for the Hub: log in with `hf auth login` or set HF_TOKEN; {advice}")
@@ -332,14 +562,17 @@ def _one_line(api: HfApi, repo_id: str, advice: str) -> Iterator[None]:
             reason = f"the token is not valid or may not write there ({cause.response.status_code})"
         else:
             reason = " ".join(str(cause).split()) or type(cause).__name__
-        raise OSError(f"could not upload to {api.endpoint}/{repo_id}: {reason}; {advice}") from error
+        place = f"{api.endpoint}/{REPO_TYPES_URL_PREFIXES.get(repo_type, '')}{repo_id}"
+        raise OSError(f"could not upload to {place}: {reason}; {advice}") from error
 
 
-def make_repository(repo_id: str, *, token: str | None = None, private: bool | None = None) -> str:
-    """Makes an empty model repository, if it is not there, so that a long run need not fear its last line.
+def make_repository(
+    repo_id: str, *, repo_type: RepoType = "model", token: str | None = None, private: bool | None = None
+) -> str:
+    """Makes an empty repository, if it is not there, so that a long run need not fear its last line.
 
     Args:
-        repo_id, token, private: as for `push_to_hub`.
+        repo_id, repo_type, token, private: as for `push_to_hub`.
 
     Returns:
         "owner/name".
@@ -348,16 +581,24 @@ def make_repository(repo_id: str, *, token: str | None = None, private: bool | N
         ValueError, OSError: as for `push_to_hub`.
     """
     api = HfApi(token=token)
-    with _one_line(api, repo_id, "nothing was done"):
-        return api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with _one_line(api, repo_id, repo_type, "nothing was done"):
+        return api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
 
 
 def _upload(
-    folder: Path, repo_id: str, token: str | None, private: bool | None, ignore: Sequence[str], advice: str
+    folder: Path,
+    repo_id: str,
+    repo_type: RepoType,
+    token: str | None,
+    private: bool | None,
+    ignore: Sequence[str],
+    advice: str,
 ) -> str:
     """Makes the repository and commits the folder."""
     api = HfApi(token=token)
-    with _one_line(api, repo_id, advice):
-        repository = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository.repo_id, folder_path=folder, ignore_patterns=list(ignore))
+    with _one_line(api, repo_id, repo_type, advice):
+        repository = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository.repo_id, repo_type=repo_type, folder_path=folder, ignore_patterns=list(ignore)
+        )
     return str(repository)
