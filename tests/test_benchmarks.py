@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from example_scripts import load_example
@@ -138,7 +139,8 @@ def test_export_table(tmp_path, capsys):
     export = load_example("benchmarks/export.py")
     args = ["--platforms", "slack", "discord-emoji", "telegram-emoji", "--kinds", "flat", "gradient"]
     export.main([*args, "--frames", "2", "--sizes", "64", "--json", str(tmp_path / "table.json")])
-    assert capsys.readouterr().out.splitlines()[-1] == "6 of 6 files pass; SSIM is at least Pillow's in 4 of 4"
+    summary = capsys.readouterr().out.splitlines()[-2:]
+    assert summary == ["6 of 6 clips pass, 0 are refused", "SSIM is at least Pillow's in 4 of 4"]
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert [row["platform"] for row in rows if "ssim" not in row] == 2 * ["telegram-emoji"]  # Pillow has no peer
 
@@ -152,6 +154,18 @@ def test_export_measures_similarity_and_reads_joined_frames():
     assert export.ssim(clip, noisy) < 0.99
     joined = export.save([Image.fromarray(clip[place]) for place in (0, 0, 1)], "WEBP", lossless=True, duration=100)
     assert export.read(joined, 3)[:, 16, 16].tolist() == clip[[0, 0, 1], 16, 16].tolist()
+
+
+def test_pictures_of_exported_files(monkeypatch):
+    pictures = load_example("benchmarks/export_pictures.py")
+    monkeypatch.setattr(pictures, "FORMATS", {"GIF": "twitch"})
+    frames = np.zeros((2, 32, 32, 4), np.uint8)
+    frames[0, 8:24, 8:24] = frames[1, 9:25, 9:25] = (250, 40, 10, 255)
+    edges = np.asarray(pictures.draw_edges(frames))
+    assert edges.shape == (14 + 3 * 100, 2 * 96 + 8, 3)
+    assert {(0, 0, 0), (0, 200, 80), (250, 40, 10)} <= {tuple(colour) for colour in edges[14:, 100:196].reshape(-1, 3)}
+    grown = np.asarray(pictures.draw_growing(frames, times=2, side=16))
+    assert grown.shape == (34, 4 * 20 + 4, 3) and (grown[14:30, 4:20] == (250, 40, 10)).all()
 
 
 @pytest.fixture(scope="module")

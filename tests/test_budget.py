@@ -69,9 +69,29 @@ def test_the_way_that_keeps_most_is_taken():
     flat.clip[:] = np.random.default_rng(1).integers(0, 9, (6, 40, 40, 1)) * [20, 10, 5, 0] + [0, 0, 0, 255]
     lossless = len(textured.encode(Setting("lossless")).data)
     assert best_within(textured, 2 * lossless, settings("apng")).quality == "lossless"
-    assert best_within(textured, lossless // 2, settings("apng")).quality.startswith("lossy")
     exact = best_within(flat, len(flat.encode(Setting("lossless")).data) - 1, settings("apng"))
     assert exact.quality == "9 colours"
+
+
+@pytest.mark.parametrize("palette, share, taken", [(True, 0.7, "rounded"), (True, 0.4, "160"), (False, 0.4, "lossy")])
+def test_no_other_way_keeps_more_of_texture(palette, share, taken):
+    clip = job("apng", 2, palette)
+    aim = int(share * len(clip.encode(Setting("lossless")).data))
+    likeness = {}
+    for way in settings("apng"):
+        search = Search(clip, aim)
+        file, setting = search.best(way)
+        if len(file.data) <= aim:
+            likeness[file.quality] = search.likeness(setting)
+    best = best_within(clip, aim, settings("apng")).quality
+    assert best == max(likeness, key=likeness.get) and best.startswith(taken)
+
+
+def test_every_try_is_told():
+    told = []
+    clip = dataclasses.replace(job("webp", 2), progress=told.append)
+    best = best_within(clip, len(clip.encode(Setting("quality", 50)).data), settings("webp"))
+    assert best.quality in told and "lossless" not in told[-1]
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_another_format_is_taken_where_it_keeps_more():
     clip = draw_clip(8, 64)
     noise = np.random.default_rng(0).normal(0, 9, (8, 64, 64, 1))
     clip[..., :3] = np.clip(clip[..., :3] + noise, 0, 255)
-    tight = dataclasses.replace(PLATFORMS["kakaotalk"], canvases=((64, 64),), aim_bytes=6_000)
+    tight = dataclasses.replace(PLATFORMS["kakaotalk"], canvases=((64, 64),), aim_bytes=5_000)
     gif, webp, best = (encode_for(clip, tight, format=format) for format in ("gif", "webp", None))
     assert (gif[1].rung, webp[1].rung) == ("fewer frames", "whole") and best == webp
     roomy = dataclasses.replace(tight, aim_bytes=10_000)
@@ -82,8 +82,8 @@ def test_another_format_is_taken_where_it_keeps_more():
 
 
 def test_what_cannot_fit_is_refused_with_the_least_size():
-    tiny = dataclasses.replace(PLATFORMS["slack"], aim_bytes=900)
-    with pytest.raises(ValueError, match=r"`frames` do not fit into 900 bytes.*the least was \d+ bytes"):
+    tiny = dataclasses.replace(PLATFORMS["slack"], aim_bytes=400)
+    with pytest.raises(ValueError, match=r"`frames` do not fit into 400 bytes.*the least was \d+ bytes"):
         encode_for(draw_clip(3), tiny)
 
 
@@ -111,6 +111,31 @@ def test_frame_rates_fall_by_leaving_frames_out():
     assert schedule.order == [0, 2, 4, 6, 8] and schedule.durations == [40.0] * 5
 
 
+@pytest.mark.parametrize(
+    "durations", [[33] * 20, [30, 30, 40] * 6, [25] * 16, [20] * 15, [33, 33, 34, 20, 60], [35, 40, 20]]
+)
+def test_frame_rates_are_kept_whichever_frame_comes_first(tmp_path, durations):
+    schedule = at_most_fps(Schedule(list(range(len(durations))), durations), 1000 / 30)
+    assert min(schedule.durations) >= 33 and sum(schedule.durations) == pytest.approx(sum(durations))
+    starts, shown = np.cumsum([0, *durations]), np.cumsum([0, *schedule.durations])
+    for frame, start in zip(schedule.order, shown):
+        assert abs(start - starts[frame]) <= 1000 / 60
+    clip = draw_clip(2 * len(durations))[: len(durations)]
+    for cover in ("first", schedule.order[-1]):
+        data, report = encode_for(clip, "telegram-emoji", durations=durations, cover=cover)
+        (tmp_path / "a.webm").write_bytes(data)
+        assert check(tmp_path / "a.webm", "telegram-emoji") == [] and report.frames == len(schedule.order)
+
+
+def test_most_frames_of_an_uneven_clip_stay():
+    thirty = at_most_fps(Schedule(list(range(9)), [30.0, 30.0, 40.0] * 3), 1000 / 30)  # a GIF's 30 frames a second
+    assert thirty.order == list(range(9)) and thirty.durations == pytest.approx([1000 / 30] * 9)
+    sixty = at_most_fps(Schedule(list(range(30)), [34.0, 33.0, 33.0] * 10), 1000 / 30)  # of 60 frames every other one
+    assert sixty.order == list(range(30)) and sixty.durations == pytest.approx([1000 / 30] * 30)
+    forty = at_most_fps(Schedule(list(range(40)), [25.0] * 40), 1000 / 30)
+    assert len(forty.order) == 27
+
+
 def test_frames_that_are_missed_least_go_first_and_time_stays():
     clip = draw_clip(8)
     clip[3] = clip[2]
@@ -118,6 +143,8 @@ def test_frames_that_are_missed_least_go_first_and_time_stays():
     assert schedule.order == [0, 1, 2, 4, 5, 6, 7] and schedule.durations[2] == 200
     few = drop_frames(schedule, clip, 3)
     assert len(few.order) == 3 and few.order[0] == 0 and sum(few.durations) == 800
+    slow = drop_frames(Schedule([2, 3], [40_000.0] * 2), clip, 1)
+    assert slow.order == [2, 3]  # no file can say that a frame stands for 80 s
     more = at_least(Schedule([0, 1], [300.0, 100.0]), 5)
     assert more.order == [0, 0, 0, 0, 1] and sum(more.durations) == 400
 
@@ -144,6 +171,11 @@ def test_the_loop_turns_to_the_most_telling_frame_where_frame_0_counts():
         ({"cover": 9}, "`cover`.*9"),
         ({"time": "cut"}, "`time`.*'cut'"),
         ({"format": "gif"}, "`format` must be one of webp for WhatsApp sticker, not 'gif'"),
+        ({"durations": [9000] * 3}, r"`frames` must move.*one is left of these, trimmed from 27.000 s to 9.000 s"),
+        (
+            {"frames": np.pad(draw_clip(2), [(1, 0), (0, 0), (0, 0), (0, 0)]), "cover": "first"},
+            "WhatsApp.*first frame: empty",
+        ),
         ({"platform": "line", "frames": np.arange(2 * 48, dtype=np.uint8).reshape(2, 4, 4, 3)}, "transparent"),
     ],
 )
@@ -151,6 +183,19 @@ def test_bad_arguments_are_named(changes, match):
     arguments = {"frames": draw_clip(3), "platform": "whatsapp", **changes}
     with pytest.raises(ValueError, match=match):
         encode_for(**arguments)
+
+
+def test_motion_that_is_too_small_for_the_canvas_is_refused():
+    clip = draw_clip(1, 400).repeat(2, axis=0)
+    clip[1, 200, 200, :3] ^= 24
+    with pytest.raises(ValueError, match="`frames` break a rule of Telegram video emoji as a file: motion: 2 frames"):
+        encode_for(clip, "telegram-emoji")
+
+
+def test_a_single_column_has_a_telling_frame_too():
+    column = np.zeros((2, 9, 1, 4), np.uint8)
+    column[1, 2:7] = 255
+    assert telling_frame(column) == 1
 
 
 def test_a_still_is_taken_where_the_platform_takes_one(tmp_path):

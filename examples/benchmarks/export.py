@@ -218,7 +218,7 @@ def measure(kind: str, count: int, size: int, key: str, folder: Path, peer: bool
     start = time.process_time()
     try:
         data, report = encode_for(clip, key, cover="first")
-    except ValueError as error:  # refused: it counts as a file that does not pass
+    except ValueError as error:  # refused: it counts as one that does not pass
         return row | {"violations": [str(error)]}
     row["cpu_seconds"] = time.process_time() - start
     path = folder / f"sticker{report.suffix}"
@@ -247,17 +247,32 @@ def print_row(row: dict[str, Any]) -> None:
     print(line, flush=True)
 
 
+def grow(clip: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """A small square clip (F, H, H, 4) in a larger size: our way and Pillow's."""
+    grown = {"ours": fit_canvas(clip, size, size)}
+    for method in (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.NEAREST):
+        frames = [Image.fromarray(frame).convert("RGBa").resize((size, size), method) for frame in clip]
+        grown[method.name.lower()] = np.stack([np.asarray(frame.convert("RGBA")) for frame in frames])
+    return grown
+
+
 def print_growing(kinds: list[str]) -> None:
     """SSIM of clips that were shrunk from 512 to 64 pixels and grow again."""
-    methods = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
     for kind in kinds:
         large = KINDS[kind](2, 512)
-        small = fit_canvas(large, 64, 64)
-        values = {"ours": ssim(large, fit_canvas(small, 512, 512))}
-        for method in methods:
-            grown = [Image.fromarray(frame).convert("RGBa").resize((512, 512), method) for frame in small]
-            values[method.name.lower()] = ssim(large, np.stack([np.asarray(frame.convert("RGBA")) for frame in grown]))
+        values = {name: ssim(large, clip) for name, clip in grow(fit_canvas(large, 64, 64), 512).items()}
         print(f"64 to 512 px, {kind:<12}" + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+def gif_files(clip: np.ndarray) -> dict[str, bytes]:
+    """A clip with hard edges as a GIF by us and by Pillow."""
+    pillow = save([Image.fromarray(frame) for frame in clip], "GIF", duration=120, disposal=2)
+    job = Job(clip, [120] * len(clip), 0, "gif", True, "")
+    return {
+        "as save_sticker": encode(clip, "gif", durations=job.times),
+        "Pillow's default": pillow,
+        "ours, no larger": best_within(job, len(pillow), settings("gif")).data,
+    }
 
 
 def print_bands() -> None:
@@ -267,15 +282,7 @@ def print_bands() -> None:
     def afar(frames: np.ndarray) -> np.ndarray:
         return (frames.astype(np.float32) * (frames[..., 3:] > 0)).reshape(8, 32, 8, 32, 8, 4).mean(axis=(2, 4))
 
-    pictures = [Image.fromarray(frame) for frame in clip]
-    pillow = save(pictures, "GIF", duration=120, disposal=2)
-    job = Job(clip, [120] * len(clip), 0, "gif", True, "")
-    files = {
-        "as save_sticker": encode(clip, "gif", durations=job.times),
-        "Pillow's default": pillow,
-        "ours, no larger": best_within(job, len(pillow), settings("gif")).data,
-    }
-    for name, data in files.items():
+    for name, data in gif_files(clip).items():
         shown = read(data, len(clip))
         error = float(np.sqrt(np.square(afar(shown) - afar(clip))[..., :3].mean()))
         print(f"GIF, gradient, {name:<17}{len(data):>8} B  SSIM {ssim(clip, shown):.4f}, from afar {error:.1f} off")
@@ -301,7 +308,9 @@ def main(args: list[str] | None = None) -> None:
     if options.quick or not options.platforms:
         print_growing(options.kinds)
         print_bands()
-    print(f"{passed} of {len(rows)} files pass; SSIM is at least Pillow's in {won} of {len(compared)}")
+    refused = sum("bytes" not in row for row in rows.values())
+    print(f"{passed} of {len(rows)} clips pass, {refused} are refused")
+    print(f"SSIM is at least Pillow's in {won} of {len(compared)}")
 
 
 if __name__ == "__main__":

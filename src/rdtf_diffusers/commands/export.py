@@ -51,19 +51,20 @@ def export_frames(
     from ..stickers.fit import encode_for
 
     platforms = chosen_platforms(args.platform)
-    hidden = None if len(platforms) > 1 else True  # None: shown where stderr is a terminal
-    for platform in tqdm(platforms, unit="file", leave=False, disable=hidden):
+    bar = tqdm(platforms, unit="file", leave=False, disable=None)  # None: shown where stderr is a terminal
+    options = {"metadata": metadata, "cover": args.cover, "time": args.time, "format": args.format, **timing}
+    for platform in bar:
         try:
-            data, made = encode_for(
-                frames, platform, metadata=metadata, cover=args.cover, time=args.time, format=args.format, **timing
-            )
+            data, made = encode_for(frames, platform, progress=bar.set_postfix_str, **options)
         except ValueError as error:
             if len(platforms) == 1:
                 raise
+            bar.clear()
             print(f"{platform.name}: {error}", file=sys.stderr)
             continue
         place = place_for(path, platform, made.suffix, named or len(platforms) > 1)
         write_whole(place, data)
+        bar.clear()  # before the path is printed
         yield {"path": str(place), **asdict(made), "notes": notes(made)}
 
 
@@ -167,9 +168,8 @@ def pack(args: argparse.Namespace) -> int:
     """Builds a set of stickers as a platform wants it."""
     from ..stickers.packs import build_pack
 
-    files = sorted(file for file in args.folder.iterdir() if file.suffix.lower() in SUFFIXES.values())
     output = args.output or args.folder.with_name(f"{args.folder.resolve().name}-{args.platform}")
-    made = build_pack(files, args.platform, output, title=args.title, author=args.author)
+    made = build_pack(args.folder, args.platform, output, title=args.title, author=args.author)
     print(made.path)
     for note in made.notes:
         print(note, file=sys.stderr)

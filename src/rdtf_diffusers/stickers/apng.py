@@ -10,7 +10,7 @@ bands appear.
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ PALETTE_TYPE, RGBA_TYPE = 3, 6
 AVERAGE = 3  # the number of PNG's filter that predicts the mean of the pixels to the left and above
 QUICK = 4  # zlib's level for choosing filters
 DENSE = 1 / 8  # bytes per value: from here on it is noise
+FRAMES = 16  # that are made lossy at once: their diagonals stay within 300 MB at 512 pixels
 DEAD_ZONE = 0.65  # steps: smaller differences from the prediction are dropped
 
 
@@ -138,6 +139,20 @@ def predictable(clip: np.ndarray, step: int, smooth_step: int | None = None) -> 
         smooth_step: the step where the clip is smooth, if it is another one: there, coarse steps are seen.
     """
     boxes = [changed_box(clip[index - 1] if index else None, frame) for index, frame in enumerate(clip)]
+    lossy = np.empty_like(clip)
+    for first in range(0, len(clip), FRAMES):
+        piece = slice(first, first + FRAMES)
+        changed = predictable_boxes(clip[piece], boxes[piece], step, smooth_step)
+        for index, ((left, top, right, bottom), pixels) in enumerate(zip(boxes[piece], changed), first):
+            lossy[index] = lossy[index - 1] if index else 0
+            lossy[index, top:bottom, left:right] = pixels
+    return lossy
+
+
+def predictable_boxes(
+    clip: np.ndarray, boxes: Sequence[tuple[int, int, int, int]], step: int, smooth_step: int | None
+) -> Iterator[np.ndarray]:
+    """The same for a rectangle (left, top, right, bottom) of each frame: (height, width, 4) uint8."""
     height = max(bottom - top for _, top, _, bottom in boxes)
     width = max(right - left for left, _, right, _ in boxes)
     # Pixels on one diagonal do not depend on each other: (H + W, H, F, 4), each diagonal one row further down
@@ -164,9 +179,6 @@ def predictable(clip: np.ndarray, step: int, smooth_step: int | None = None) -> 
         soft = np.minimum(np.maximum(found[..., 3:], 1), 254)
         found[..., 3:] = np.where((alpha == 0) | (alpha == 255), alpha, soft)
         result[diagonal, rows] = found
-    lossy = np.empty_like(clip)
     for index, (left, top, right, bottom) in enumerate(boxes):
-        lossy[index] = lossy[index - 1] if index else 0
-        for y in range(bottom - top):
-            lossy[index, top + y, left:right] = result[y + 1 : y + 1 + right - left, y, index]
-    return lossy
+        rows = [result[y + 1 : y + 1 + right - left, y, index] for y in range(bottom - top)]
+        yield np.stack(rows).astype(np.uint8)

@@ -21,7 +21,7 @@ from .similarity import similarity
 from .webm import BEST_CRF, WORST_CRF, bleed, encode_webm
 
 
-COLOURS = (255, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
+COLOURS = (255, 224, 192, 160, 128, 112, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2)
 ROUNDED = (2, 3, 4, 6, 8, 12)  # steps of the values in RGBA files
 LOSSY = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)  # steps of their distance from a prediction
 FINER = 4  # times: the smaller steps where a clip is smooth
@@ -111,6 +111,7 @@ class Job:
     format: str
     palette: bool  # whether the platform takes files with a palette
     description: str
+    progress: Callable[[str], object] | None = None  # is told what is tried
     whole: "Job | None" = None  # what this is a part of
     first: int = 0  # the frame of it that this begins with
 
@@ -137,6 +138,8 @@ class Job:
         return replace(self, clip=self.clip[frames], times=self.times[frames], whole=self, first=first)
 
     def encode(self, setting: Setting) -> Encoded:
+        if self.progress:
+            self.progress(str(setting))
         if self.format == "apng":
             return self.encode_apng(setting)
         if self.format == "webm":

@@ -326,7 +326,7 @@ def _check_timing(file: StickerFile, rules: Platform) -> Iterator[Violation]:
         yield Violation("loops", found, f"{fewest} to {most} plays" if rules.loops else "endless")
 
 
-def _differ(frame: np.ndarray, other: np.ndarray) -> bool:
+def differ(frame: np.ndarray, other: np.ndarray) -> bool:
     """Whether two frames (H, W, 4), straight RGBA uint8, visibly differ; a transparent pixel's colour is not seen."""
     seen, others = (np.where(picture[..., 3:] > 0, picture, 0).astype(np.int16) for picture in (frame, other))
     return bool(np.abs(seen - others).max() >= LEAST_MOTION)
@@ -337,7 +337,7 @@ def _check_pixels(frames: Iterable[np.ndarray], file: StickerFile, rules: Platfo
     first, moves, transparent, small = None, False, False, []
     for frame in frames:
         first = frame if first is None else first
-        moves = moves or _differ(frame, first)
+        moves = moves or differ(frame, first)
         transparent = transparent or bool(frame[..., 3].min() < 255)
         if rules.max_flashes is not None:
             small.append(frame[::step, ::step].copy())
@@ -368,14 +368,18 @@ def check(path: str | Path, platform: str | Platform) -> list[Violation]:
     """
     rules, path = find_platform(platform), Path(path)
     size = path.stat().st_size
-    too_large = [Violation("bytes", str(size), f"up to {rules.max_bytes}")] if size > rules.max_bytes else []
     if size > MAX_BYTES:
-        return too_large
-    data = path.read_bytes()
+        return [Violation("bytes", str(size), f"up to {rules.max_bytes}")]
+    return check_bytes(path.read_bytes(), path.suffix, rules)
+
+
+def check_bytes(data: bytes, suffix: str, rules: Platform) -> list[Violation]:
+    """The same for a file's contents and the ending of its name."""
+    too_large = [Violation("bytes", str(len(data)), f"up to {rules.max_bytes}")] if len(data) > rules.max_bytes else []
     try:
         file = describe(data)
         LIMITS.check(file.width, file.height, len(file.durations))
-        violations = [*too_large, *_check_format(file, rules, path.suffix), *_check_timing(file, rules)]
+        violations = [*too_large, *_check_format(file, rules, suffix), *_check_timing(file, rules)]
         if not too_large:
             violations += _check_pixels((frame for frame, _ in decode(data, LIMITS)), file, rules)
         return violations

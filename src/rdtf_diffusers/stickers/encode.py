@@ -120,7 +120,7 @@ def frame_durations(count: int, fps: float, durations: Sequence[float] | None) -
     """
     if durations is None:
         return [1000 / check_fps(fps)] * count
-    if len(durations) != count or min(durations) < 20 or max(durations) > 60_000:
+    if len(durations) != count or not all(20 <= duration <= 60_000 for duration in durations):
         raise ValueError(
             f"`durations` must be {count} numbers from 20 to 60000 ms, one a frame, not {list(durations)}"
         )

@@ -8,7 +8,7 @@ more frames; pixels, where the platform permits; the last of the quality. Times 
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..data.decoders import Limits, decode
 from .budget import Encoded, Job, best_within, settings
-from .check import most_flashes
+from .check import check_bytes, differ, most_flashes
 from .encode import frame_durations, round_times, to_pictures
 from .platforms import SUFFIXES, Platform, find_platform
 from .resize import fit_canvas
@@ -26,8 +26,7 @@ from .timing import SAME, Schedule, at_least, drop_frames, plan_time, telling_fr
 
 
 LEAST_FPS = 4.0  # frames are not dropped below it
-LEAST_MOTION = 16  # levels of 255 by which frames must differ to be an animation
-LEAST_SHARE = 0.9  # bytes per pixel do not fall below this share when frames or pixels go, as the dull ones go first
+LEAST_SHARE = 0.9  # bytes per frame do not fall below this share when frames go, as the dull ones go first
 READABLE = Limits(frame_pixels=2**20, frames=10_000, total_pixels=2**33)
 
 Rung = Literal["whole", "duplicates dropped", "fewer frames", "fewer pixels", "lowest quality"]
@@ -107,30 +106,28 @@ def schedule_for(
 ) -> Schedule:
     """Times, first frame and number of frames within a platform's rules."""
     schedule = plan_time(durations, platform, time)
-    if cover == "auto":
-        shown = clip[schedule.order]
-        schedule = turn(schedule, schedule.order[telling_frame(shown)] if platform.cover else 0)
-    elif cover != "first":
+    if cover == "auto" and platform.cover:
+        cover = schedule.order[telling_frame(clip[schedule.order])]
+    if isinstance(cover, int):
         schedule = turn(schedule, cover)
     if platform.max_frames:
         schedule = drop_frames(schedule, clip, platform.max_frames)
     return at_least(schedule, platform.min_frames) if len(schedule.order) > 1 else schedule
 
 
-def check_clip(clip: np.ndarray, durations: Sequence[float], platform: Platform) -> None:
-    """Refuses what no encoding makes acceptable.
+def check_clip(clip: np.ndarray, schedule: Schedule, platform: Platform) -> None:
+    """Refuses what no encoding makes acceptable, of a clip (F, H, W, 4) as it is shown.
 
     Raises:
         ValueError: for a still where the platform wants motion, an opaque clip where it wants transparency, and one
             that flashes more often than it allows.
     """
-    visible = np.where(clip[..., 3:] > 0, clip, 0).astype(np.int16)
-    motion = max(int(np.abs(frame - visible[0]).max()) for frame in visible)
-    if motion < LEAST_MOTION and not platform.still:
-        raise ValueError(f"`frames` must move for {platform.name}: it takes no still pictures")
+    if not platform.still and not any(differ(frame, clip[0]) for frame in clip[1:]):
+        left = f", and one is left of these, {schedule.change}" if schedule.change else ""
+        raise ValueError(f"`frames` must move for {platform.name}: it takes no still pictures{left}")
     if platform.transparent and clip[..., 3].min() == 255:
         raise ValueError(f"`frames` must have a transparent background for {platform.name}")
-    if platform.max_flashes is not None and (flashes := most_flashes(clip, durations)) > platform.max_flashes:
+    if platform.max_flashes is not None and (flashes := most_flashes(clip, schedule.durations)) > platform.max_flashes:
         raise ValueError(
             f"`frames` flash {flashes} times within a second, {platform.name} allows {platform.max_flashes}; "
             "play them more slowly"
@@ -146,25 +143,29 @@ class Fitted(NamedTuple):
 
 
 def fit_bytes(
-    clip: np.ndarray, attempts: Iterable[Attempt], platform: Platform, format: str, description: str
+    clip: np.ndarray,
+    attempts: Iterable[Attempt],
+    platform: Platform,
+    format: str,
+    description: str,
+    progress: Callable[[str], object] | None,
 ) -> Fitted | int:
     """The first of the attempts that fits into a platform's bytes; if none does, the least size that was reached."""
-    aim, least, per_pixel, canvas = platform.aim_bytes, math.inf, 0.0, None
+    aim, least, per_frame, canvas = platform.aim_bytes, math.inf, 0.0, None
     for attempt in attempts:
         order = attempt.schedule.order
-        pixels = math.prod(attempt.canvas) * len(order)
-        if attempt.good_only and LEAST_SHARE * per_pixel * pixels > aim:
-            continue
         if attempt.canvas != canvas:
-            canvas = attempt.canvas
+            canvas, per_frame = attempt.canvas, 0.0
             resized = {frame: fit_canvas(clip[[frame]], *canvas)[0] for frame in order}
+        if attempt.good_only and LEAST_SHARE * per_frame * len(order) > aim:
+            continue
         times = round_times(attempt.schedule.durations, format)
         frames = np.stack([resized[frame] for frame in order])
-        job = Job(frames, times, attempt.schedule.plays, format, platform.palette, description)
+        job = Job(frames, times, attempt.schedule.plays, format, platform.palette, description, progress)
         encoded = best_within(job, aim, settings(format, attempt.good_only))
         if len(encoded.data) <= aim:
             return Fitted(encoded, job, attempt)
-        least, per_pixel = min(least, len(encoded.data)), len(encoded.data) / pixels
+        least, per_frame = min(least, len(encoded.data)), len(encoded.data) / len(order)
     return least
 
 
@@ -190,6 +191,7 @@ def encode_for(
     cover: Literal["auto", "first"] | int = "auto",
     time: Literal["trim", "speed", "refuse"] = "trim",
     format: Literal["webp", "gif", "apng", "webm"] | None = None,
+    progress: Callable[[str], object] | None = None,
 ) -> tuple[bytes, Report]:
     """A clip as the bytes of a file that a platform accepts, at the best quality.
 
@@ -204,10 +206,12 @@ def encode_for(
         time: a clip that is too long is cut after a frame ("trim"), sped up ("speed") or refused ("refuse").
         format: one of the platform's formats. None is the one it prefers, but where that means to give up frames or
             pixels, the one whose file is most similar to the clip.
+        progress: called with each quality, in words, before it is tried.
 
     Raises:
-        ValueError: if an argument is not as said above, if the clip does not move where a platform wants motion, or
-            if it does not fit into the platform's bytes; the message then gives the least size that was reached.
+        ValueError: if an argument is not as said above; if the clip does not fit into the platform's bytes, where the
+            message gives the least size that was reached; or if the file would break another of its rules (see
+            `check`), such as a clip that does not move where a platform wants motion.
     """
     rules = find_platform(platform)
     clip = np.stack([np.asarray(picture) for picture in to_pictures(frames)])
@@ -218,20 +222,23 @@ def encode_for(
     if format is not None and format not in rules.formats:
         raise ValueError(f"`format` must be one of {', '.join(rules.formats)} for {rules.name}, not {format!r}")
     schedule = schedule_for(clip, frame_durations(len(clip), fps, durations), rules, cover, time)
-    check_clip(clip[schedule.order], schedule.durations, rules)
+    check_clip(clip[schedule.order], schedule, rules)
     first, *others = [format] if format else rules.formats
     description = json.dumps(metadata) if metadata else ""
     whole, *rest = ladder(schedule, clip, rules)
-    fitted = [fit_bytes(clip, [whole, *rest], rules, first, description)]
+    fitted = [fit_bytes(clip, [whole, *rest], rules, first, description, progress)]
     if not (isinstance(fitted[0], Fitted) and fitted[0].attempt is whole):
-        fitted += [fit_bytes(clip, [whole, *rest], rules, other, description) for other in others]
+        fitted += [fit_bytes(clip, [whole, *rest], rules, other, description, progress) for other in others]
     found = [one for one in fitted if isinstance(one, Fitted)]
     if not found:
         raise ValueError(
             f"`frames` do not fit into {rules.aim_bytes} bytes for {rules.name}: the least was {min(fitted)} bytes"
         )
     best = found[0] if len(found) == 1 else max(found, key=lambda one: likeness(one, clip, whole))
-    return best.encoded.data, report_on(best, rules)
+    report = report_on(best, rules)
+    if broken := check_bytes(best.encoded.data, report.suffix, rules):
+        raise ValueError(f"`frames` break a rule of {rules.name} as a file: {'; '.join(map(str, broken))}")
+    return best.encoded.data, report
 
 
 def report_on(fitted: Fitted, platform: Platform) -> Report:

@@ -16,7 +16,6 @@ from .palette import Quantised, quantise, squared_error
 
 MOST_GIF_COLOURS = 255
 VISIBLE = 2.5  # levels of 255: from here on, bands are seen, and colours are dithered
-TRANSPARENT = 255  # the palette index kept for "nothing here"
 OWN_PALETTES_GAIN = 0.7  # each frame gets its own palette if that brings the squared error below this share
 
 
@@ -49,9 +48,10 @@ def best_colours(clip: np.ndarray, dither: float) -> list[Quantised]:
     return [shared]
 
 
-def colour_table(palette: np.ndarray) -> bytes:
-    """The 256 RGB triples of a palette (K, 4)."""
-    return palette[:TRANSPARENT, :3].tobytes().ljust(768, b"\0")
+def colour_table(palette: np.ndarray) -> tuple[bytes, int]:
+    """The RGB triples of a palette (K, 4), as many as a power of two, and the index in it for "nothing here"."""
+    visible = palette[palette[:, 3] > 0, :3]
+    return visible.tobytes().ljust(3 << max(2, len(visible).bit_length()), b"\0"), len(visible)
 
 
 def write_gif(colours: Sequence[Quantised], times: Sequence[int], *, loops: int = 0, description: str = "") -> bytes:
@@ -64,7 +64,9 @@ def write_gif(colours: Sequence[Quantised], times: Sequence[int], *, loops: int 
     """
     frames = [(index, one.palette) for one in colours for index in one.indices]
     height, width = frames[0][0].shape
-    blocks = [b"GIF89a", struct.pack("<HHBBB", width, height, 0xF7, TRANSPARENT, 0), colour_table(frames[0][1])]
+    table, nothing = colour_table(frames[0][1])
+    flags = 0xF0 | (len(table) // 3).bit_length() - 2
+    blocks = [b"GIF89a", struct.pack("<HHBBB", width, height, flags, nothing, 0), table]
     if loops != 1:
         blocks.append(b"!\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<HB", max(loops - 1, 0), 0))
     if description:
@@ -72,13 +74,13 @@ def write_gif(colours: Sequence[Quantised], times: Sequence[int], *, loops: int 
         parts = [text[i : i + 255] for i in range(0, len(text), 255)]
         blocks += [b"!\xfe", *(bytes([len(part)]) + part for part in parts), b"\0"]
     for (index, palette), time in zip(frames, times):
-        solid = palette[index, 3] > 0
-        left, top, right, bottom = Image.fromarray(solid).getbbox() or (0, 0, 1, 1)
-        crop = Image.fromarray(np.where(solid, index, np.uint8(TRANSPARENT))[top:bottom, left:right])
+        left, top, right, bottom = Image.fromarray(palette[index, 3] > 0).getbbox() or (0, 0, 1, 1)
+        crop = Image.fromarray(index[top:bottom, left:right])
         own = palette is not frames[0][1]
         if own:
-            crop.putpalette(colour_table(palette))
-        options = {"duration": time, "disposal": 2, "transparency": TRANSPARENT, "interlace": 0}
+            table, nothing = colour_table(palette)
+            crop.putpalette(table)
+        options = {"duration": time, "disposal": 2, "transparency": nothing, "interlace": 0}
         blocks += getdata(crop, (left, top), include_color_table=own, **options)
     return b"".join([*blocks, b";"])
 

@@ -11,7 +11,8 @@ from .platforms import Platform
 
 LEAST_MS = 20  # viewers slow down frames that stand for less
 SAME = 1.0  # mean squared difference in levels of 255 up to which two frames count as one
-SLACK_MS = 0.5  # times are whole milliseconds in most files
+LONGEST_MS = 60_000  # APNG and GIF count in 16 bits
+SLACK_MS = 0.3  # what is short by no more than that is not after rounding to whole milliseconds
 
 
 class Schedule(NamedTuple):
@@ -50,16 +51,21 @@ def within_cap(durations: Sequence[float], seconds: float, time: Literal["trim",
 
 
 def at_most_fps(schedule: Schedule, least_ms: float) -> Schedule:
-    """Leaves out frames that come less than `least_ms` after the last one shown; what is shown keeps its time."""
+    """Lets every frame stand for `least_ms` at least: one that comes too early waits, or is left out if it would miss
+    half its time. The total time stays.
+    """
     order, starts, now = [], [], 0.0
     for frame, duration in zip(schedule.order, schedule.durations):
-        if not starts or now - starts[-1] >= least_ms - SLACK_MS:
+        start = max(now, starts[-1] + least_ms) if starts else now
+        if start - now < duration / 2:
             order.append(frame)
-            starts.append(now)
+            starts.append(start)
         now += duration
-    if len(order) > 1 and now - starts[-1] < least_ms - SLACK_MS:  # the last one joins the one before
+    if len(order) > 1 and len(order) * least_ms > now + SLACK_MS:  # no time is left for the last one
         order.pop()
         starts.pop()
+    latest = now - least_ms * np.arange(len(order), 0, -1)
+    starts = np.maximum(np.minimum(starts, latest), 0)
     return schedule._replace(order=order, durations=np.diff(starts, append=now).tolist())
 
 
@@ -91,7 +97,7 @@ def drop_frames(schedule: Schedule, clip: np.ndarray, most: int, same: float = n
     """Leaves out the frames that are missed least until `most` are left; the frame before each stands longer.
 
     What is missed is the difference to the frame before, times how long it is not shown. Frames that differ by more
-    than `same` from the one before stay.
+    than `same` from the one before stay, and none comes to stand for more than a minute.
     """
     features = small_features(clip)
     order, durations = list(schedule.order), list(schedule.durations)
@@ -99,7 +105,8 @@ def drop_frames(schedule: Schedule, clip: np.ndarray, most: int, same: float = n
     def missed(place: int) -> float:
         difference = features[order[place]] - features[order[place - 1]]
         error = float(np.einsum("nc,nc->", difference, difference)) / len(difference)
-        return error * durations[place] if error <= same else np.inf
+        too_long = durations[place - 1] + durations[place] > LONGEST_MS
+        return np.inf if error > same or too_long else error * durations[place]
 
     losses = [np.inf] + [missed(place) for place in range(1, len(order))]
     while len(order) > most and min(losses) < np.inf:
@@ -126,7 +133,7 @@ def at_least(schedule: Schedule, count: int) -> Schedule:
 def telling_frame(clip: np.ndarray) -> int:
     """The frame (of (F, H, W, 4) uint8) to stand for the clip: large, opaque, detailed and in the middle.
 
-    Three measures, each as a share of the clip's best: the mean alpha; the mean contrast of neighbouring pixels over
+    Three measures, each as a share of the clip's best: the mean alpha; the contrast of neighbouring pixels over
     grey; and how near the visible part's centre is to the middle of the canvas. The frame with the greatest sum is
     taken, but the first one if it comes within 10 % of that: a clip is not turned for nothing.
     """
@@ -135,7 +142,7 @@ def telling_frame(clip: np.ndarray) -> int:
     alpha = small[..., 3]
     grey = (small[..., :3].mean(axis=3) - 0.5) * alpha
     area = alpha.mean(axis=(1, 2))
-    detail = np.abs(np.diff(grey, axis=1)).mean(axis=(1, 2)) + np.abs(np.diff(grey, axis=2)).mean(axis=(1, 2))
+    detail = sum(np.abs(np.diff(grey, axis=axis)).sum(axis=(1, 2)) for axis in (1, 2))
     height, width = alpha.shape[1:]
     weights = alpha / np.maximum(alpha.sum(axis=(1, 2), keepdims=True), 1e-6)
     y = (weights.sum(axis=2) * (np.arange(height) + 0.5)).sum(axis=1) / height - 0.5
