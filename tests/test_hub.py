@@ -468,6 +468,9 @@ exec(expected["draw"].replace(").frames", ", num_inference_steps=2).frames"))
 rows = load_rows("me/balls")
 assert list(rows["text"]) == expected["texts"] and rows[0]["keyframes"] == [0, 4, 7]
 assert [len(read_row(row).frames) for row in rows] == [8] * 3 + [1] * 3
+streamed = list(load_rows("me/balls", streaming=True))
+assert [row["text"] for row in streamed] == expected["texts"]
+assert [len(read_row(row).frames) for row in streamed] == [8] * 3 + [1] * 3
 exec(expected["prepared"])
 assert len(clips) == 6
 exec(expected["page"])

@@ -269,6 +269,8 @@ def _rows_of_hub(
         raise ValueError(
             f"{data}: neither a folder with {METADATA_FILES[0]} or stickers, nor a data set that loads: {error}"
         ) from error
+    if streaming and dataset.features:  # files on the Hub are decoded in threads, whatever a cast says later
+        dataset = dataset.decode(False)
     columns = dataset.column_names
     if columns is None:  # a stream whose columns are known from its first row only
         columns = list(next(iter(dataset), {}))
@@ -318,7 +320,24 @@ def read_row(row: Mapping[str, Any]) -> Animation:
         return read_animation(image["bytes"], source=row_name(row))
     if image.get("path") is None:
         raise AnimationError("A row of the data set has no file.")
+    if image["path"].startswith("hf://"):  # of a stream
+        return read_animation(_remote_bytes(image["path"]), source=image["path"])
     return read_animation(image["path"])
+
+
+def _remote_bytes(path: str) -> bytes:
+    """A file on the Hub, as far as `read_animation` takes files.
+
+    Raises:
+        AnimationError: it cannot be had.
+    """
+    from datasets.utils.file_utils import xopen
+
+    try:
+        with xopen(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise AnimationError(f"{path}: {error}") from error
 
 
 def check_captions(columns: Iterable["ChunkedArray"]) -> None:
