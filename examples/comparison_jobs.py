@@ -46,6 +46,7 @@ from rdtf_diffusers.training.history import HISTORY_FILE, final_losses, read_his
 from rdtf_diffusers.training.tasks import TASKS
 from rdtf_diffusers.utils.files import write_whole
 from rdtf_diffusers.utils.hub import public_name
+from rdtf_diffusers.utils.processes import end_with_parent
 
 
 NUM_FRAMES = 8
@@ -238,6 +239,7 @@ def matched_rank(unet: ModelMixin) -> int:
 
 def work(jobs: Chain, threads: int) -> None:
     """One after the other, in a process of their own, all output into the first one's log; exits with its code."""
+    end_with_parent()
     torch.set_num_threads(threads)
     jobs[0].folder.parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(jobs), "a", buffering=1, encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):

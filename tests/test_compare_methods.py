@@ -59,6 +59,7 @@ def compare(script, monkeypatch, *args):
             return stop.code
 
     monkeypatch.setattr(script.Comparison, "run_process", run_process)
+    monkeypatch.setattr(importlib.import_module("comparison_jobs"), "end_with_parent", lambda: None)
     return script.main([str(arg) for arg in args]), ran
 
 

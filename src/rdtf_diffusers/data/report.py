@@ -12,10 +12,7 @@ import base64
 import hashlib
 import io
 import json
-import multiprocessing
-import os
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +26,7 @@ from jinja2 import Environment
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..utils.processes import end_with_parent
 from .animation import AnimationError, evenly_timed
 from .quality import Filters, measure, near_duplicates, perceptual_hash
 from .rows import read_row, row_name
@@ -107,13 +105,8 @@ _checks: RowChecks  # of a worker process
 def _start_worker(checks: RowChecks) -> None:
     global _checks
     _checks = checks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one,
-    threading.Thread(target=_end_with_parent, daemon=True).start()  # and its end, of whatever, ends this one.
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
+    end_with_parent()
 
 
 def _check_row(index: int) -> Finding:
