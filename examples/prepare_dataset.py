@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from rdtf_diffusers.data.animation import INTERPOLATION_MODES, AnimationError
+from rdtf_diffusers.data.card import dataset_card
 from rdtf_diffusers.data.dataset import ClipMaker
 from rdtf_diffusers.data.keyframes import KEYFRAME_METHODS, load_features
 from rdtf_diffusers.data.latents import (
@@ -46,7 +47,7 @@ from rdtf_diffusers.data.rows import check_captions, fingerprint_rows, load_rows
 from rdtf_diffusers.training.collator import DualMaskCollator, replace_words, row_generator
 from rdtf_diffusers.training.presets import PRESETS
 from rdtf_diffusers.training.run_state import warn_if_bf16_is_slow
-from rdtf_diffusers.utils.hub import dataset_card, public_name
+from rdtf_diffusers.utils.hub import public_name
 
 
 logger = logging.getLogger("prepare_dataset")

@@ -20,12 +20,13 @@ from PIL import Image
 from tiny_models import make_pipeline, make_unet
 
 from rdtf_diffusers import StickerGenerationPipeline, baselines
+from rdtf_diffusers.data import card as card_module
+from rdtf_diffusers.data.card import dataset_card
 from rdtf_diffusers.data.rows import load_rows
 from rdtf_diffusers.utils import hub as hub_module
 from rdtf_diffusers.utils.hub import (
     add_evaluation,
     copy_attribution,
-    dataset_card,
     environment,
     make_repository,
     model_card,
@@ -235,7 +236,7 @@ def data(stickers, tmp_path):
 
 
 def test_the_card_of_stickers(data, monkeypatch):
-    monkeypatch.setattr(hub_module, "SAMPLE", 5)
+    monkeypatch.setattr(card_module, "SAMPLE", 5)
     card = dataset_card(data, repo_id="me/balls", license="cc0-1.0")
     assert metadata(card) == {
         "license": "cc0-1.0",

@@ -5,9 +5,7 @@ card = model_card("my-model", repo_id="me/my-model", data=["stickers/animated/tr
 card.save("my-model/README.md")
 add_evaluation("my-model", "evaluation")
 url = push_to_hub("my-model", "me/my-model")
-
-dataset_card("stickers", repo_id="me/stickers").save("stickers/README.md")
-url = push_to_hub("stickers", "me/stickers", repo_type="dataset")
+url = push_to_hub("stickers", "me/stickers", repo_type="dataset")  # `data.card.dataset_card` makes its card
 """
 
 import json
@@ -24,13 +22,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
-import numpy as np
 import torch
 import yaml
 from huggingface_hub import (
     CardData,
     DatasetCard,
-    DatasetCardData,
     HfApi,
     ModelCard,
     ModelCardData,
@@ -46,7 +42,6 @@ import rdtf_diffusers
 
 from .. import baselines
 from ..checkpoints import generation_settings
-from ..data.rows import METADATA_FILES, check_files, load_rows
 
 
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
@@ -57,14 +52,6 @@ NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "replaced-*", "logs/*", "valida
 HIDDEN = (".*", "*/.*")  # all that stays at home of a data set, whose stickers may have any name
 CARD_FILE = "README.md"
 EVALUATION_FILE = "model-index.yml"  # of examples/evaluate.py
-# What `datasets` takes for pictures; it neither downloads nor decodes other files that `load_rows` reads.
-PICTURES = (".webp", ".gif", ".png", ".apng", ".jpg", ".jpeg")
-SAMPLE = 200  # files of a data set's split that are read for its card
-SHOWN = (  # lines of the data report
-    *("stills", "animations", "frames of an animation", "duration", "size", "transparency", "captions", "no caption"),
-    "bad files",
-)
-
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -119,7 +106,6 @@ No licence has been chosen for the {{ "data set" if is_data else "weights" }}.
 
 RepoType = Literal["model", "dataset"]
 Card = TypeVar("Card", ModelCard, DatasetCard)
-Parts = tuple[list[dict], dict[str, Any], dict[str, Any]]  # of a data set: `configs`, the card's table, the rest
 
 
 class Saveable(Protocol):
@@ -158,12 +144,11 @@ def model_card(
     Raises:
         ValueError: The folder holds no pipeline, model or adapter, or a damaged `generation.json`.
     """
-    folder = Path(folder)
-    saved = _saved(folder)
+    saved = _saved(folder := Path(folder))
     base_models, data = list(base_models) or saved.base_models, list(data)
     base = public_name(base_models[0]) if base_models else "base-model"
     hub_bases = [os.fspath(name) for name in base_models if is_hub_id(name)] or None
-    preview = next((file.name for file in sorted(folder.glob("*.webp"))), None)
+    preview = next((quote(file.name) for file in sorted(folder.glob("*.webp"))), None)
     card_data = ModelCardData(
         license=license,
         library_name="diffusers",
@@ -174,53 +159,21 @@ def model_card(
         datasets=[os.fspath(name) for name in data if is_hub_id(name)] or None,
     )
     name = repo_id or folder.absolute().name
-    return _card(
+    return fill_card(
         ModelCard,
         card_data,
         folder,
         name,
-        {"parts not trained": [public_name(name) for name in base_models], **(training or {})},
+        table={"parts not trained": [public_name(name) for name in base_models], **(training or {})},
         intro=_intro(saved, base),
         note='`image=PIL.Image.open("dog.png")` sets a picture in motion.' if saved.kind == "pipeline" else None,
-        preview=preview and quote(preview),
+        preview=preview,
         preview_text=escape_markdown(prompt or "an animated sticker that this model made"),
         snippet=_snippet(saved, name, base, prompt, generation_settings(folder)),
         losses={task: f"{loss:.3f}" for task, loss in (final_losses or {}).items()},
         plots=[quote(file.name) for file in sorted(folder.glob("*.png"))],
         data=list(dict.fromkeys(map(_data_link, data))),
     )
-
-
-def dataset_card(folder: str | os.PathLike, *, repo_id: str | None = None, license: str | None = None) -> DatasetCard:
-    """The README of a data set; `card.save(folder / "README.md")` writes it.
-
-    It says what is there, in which columns, and how to load it, and tells the Hub which files belong to which split,
-    so that a sticker called `steam-train.webp` is not taken for one. Of each split 200 stickers, evenly spread, are
-    read for frames, times and sizes.
-
-    Args:
-        folder: Stickers with `metadata.jsonl`, `.csv` or `.parquet`, here or in `train`, `validation` and `test`; or
-            what `examples/prepare_dataset.py` left.
-        repo_id: Where it will be published, for the example; by default the folder's name stands there.
-        license: Of the data set, as the Hub spells it ("cc-by-4.0").
-
-    Raises:
-        ValueError: The folder holds neither; no sticker can be read; or others could not load it by its id, because
-            metadata or files are such as `datasets.load_dataset` does not read.
-    """
-    from ..data.latents import PREPARATION_FILE
-
-    folder = Path(folder)
-    name = repo_id or folder.absolute().name
-    is_prepared = (folder / PREPARATION_FILE).is_file()
-    configs, table, parts = (_prepared_parts if is_prepared else _sticker_parts)(folder, name)
-    card_data = DatasetCardData(
-        license=license,
-        task_categories=["image-to-video", "text-to-video"],
-        tags=["stickers", "animation", "latents" if is_prepared else "image", "rdtf"],
-        configs=configs,
-    )
-    return _card(DatasetCard, card_data, folder, name, table, is_data=True, **parts)
 
 
 def add_evaluation(folder: str | os.PathLike, evaluation: str | os.PathLike, name: str | None = None) -> None:
@@ -415,7 +368,7 @@ frames = pipe({(prompt or "a dog jumping")!r}{arguments}).frames[0]
 save_sticker(frames, "sticker.webp", fps=8)"""
 
 
-def _card(
+def fill_card(
     kind: type[Card], card_data: CardData, folder: Path, name: str, table: Mapping[str, Any], **parts: Any
 ) -> Card:
     """`TEMPLATE` with what both kinds of card have: a title, a table without empty rows, the licences."""
@@ -428,125 +381,6 @@ def _card(
         card_license=card_data.license,
         **parts,
     )
-
-
-def _sticker_parts(folder: Path, name: str) -> Parts:
-    """What the card of a folder of stickers says."""
-    metadata = _metadata_files(folder)
-    columns = _columns(metadata)
-    splits = {split: load_rows(file.parent) for split, file in metadata.items()}
-    suffixes = sorted({Path(image["path"]).suffix for rows in splits.values() for image in rows["image"]})
-    if others := [suffix for suffix in suffixes if suffix.lower() not in PICTURES]:
-        raise ValueError(f"{folder}: `load_dataset` reads {', '.join(PICTURES)}, not {', '.join(others)}")
-    sizes = {split: len(rows) for split, rows in splits.items()}
-    spread = {split: np.linspace(0, size - 1, min(size, SAMPLE)).round() for split, size in sizes.items()}
-    sample = [rows[int(place)] for split, rows in splits.items() for place in spread[split]]
-    check_files(sample)
-    total = sum(sizes.values())
-    table = {
-        "rows": total if len(sizes) == 1 else sizes,
-        "files read for what follows": len(sample) if len(sample) < total else None,
-        **_measured(name, sample),
-        "columns": ", ".join(columns),
-    }
-    places = {split: file.relative_to(folder) for split, file in metadata.items()}
-    paths = {
-        split: [file.as_posix(), *((file.parent / "**" / f"*{suffix}").as_posix() for suffix in suffixes)]
-        for split, file in places.items()
-    }
-    split = "" if "train" in splits else f", split={next(iter(splits))!r}"
-    parts = {
-        "intro": f"{total:,} stickers with captions, for training and measuring models that animate stickers.",
-        "preview": quote(Path(sample[0]["image"]["path"]).relative_to(folder).as_posix()),
-        "preview_text": escape_markdown(sample[0]["text"]),
-        "snippet": f"""from rdtf_diffusers.data.rows import load_rows, read_row
-
-rows = load_rows({name!r}{split})
-animation = read_row(rows[0])  # frames (N, H, W, 4), straight RGBA; durations in milliseconds
-print(rows[0]["text"], animation.frames.shape, animation.durations)""",
-        "note": "`examples/train_rdtf.py --dataset_name` takes this data set by its id.",
-    }
-    data_files = [{"split": split, "path": path} for split, path in paths.items()]
-    return [{"config_name": "default", "data_files": data_files}], table, parts
-
-
-def _measured(name: str, sample: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
-    """Lines of the data report that hold for a sample, too, and how many frames animations have."""
-    from ..data.report import check
-
-    report = check(name, sample)
-    frames = report.records["num_frames"]
-    moving = frames[frames > 1]
-    count = f"{moving.min()} to {moving.max()}, median {np.median(moving):.0f}" if len(moving) else None
-    lines = dict(report.lines()) | {"frames of an animation": count}
-    return {what: lines.get(what) for what in SHOWN}
-
-
-def _metadata_files(folder: Path) -> dict[str, Path]:
-    """The metadata of each split; what has none is all "train"."""
-    for places in ({"train": folder}, {split: folder / split for split in SPLITS}):
-        files = {split: [place / name for name in METADATA_FILES] for split, place in places.items()}
-        found = {split: next(filter(Path.is_file, names), None) for split, names in files.items()}
-        if any(found.values()):
-            return {split: file for split, file in found.items() if file}
-    raise ValueError(
-        f"`folder` must hold {METADATA_FILES[0]}, itself or in {', '.join(SPLITS)}, or prepared data, got {folder}"
-    )
-
-
-def _columns(metadata: Mapping[str, Path]) -> list[str]:
-    """The columns of all splits, if `load_dataset` can read them: each of one type, and the same everywhere."""
-    import pyarrow
-    from pyarrow import csv, json, parquet
-
-    readers = {".jsonl": json.read_json, ".csv": csv.read_csv, ".parquet": parquet.read_table}
-    schemas = {}
-    for split, file in metadata.items():
-        try:
-            schemas[split] = readers[file.suffix](file).schema
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{file}: `load_dataset` reads only columns of one type: {error}") from error
-    (first, schema), *others = schemas.items()
-    for split, other in others:
-        if different := sorted({field.name for field in {*schema} ^ {*other}}):
-            raise ValueError(f"`load_dataset` needs {first} and {split} to have equal columns, not {different}")
-    if "file_name" not in schema.names:
-        raise ValueError(f"{metadata[first]}: `load_dataset` needs a column `file_name`, got {schema.names}")
-    return schema.names
-
-
-def _prepared_parts(folder: Path, name: str) -> Parts:
-    """What the card of prepared data says."""
-    from ..data.latents import LatentClips
-
-    clips = LatentClips(folder, procedural_fraction=0)
-    made = clips.preparation
-    table = {
-        "rows": f"{len(clips):,} of {made.num_rows:,} stickers; dropped.jsonl says why not the others",
-        "made from": [public_name(source) for source in made.sources],
-        "pixels": f"{made.resolution} x {made.resolution}",
-        "latents": f"float16 bytes, {made.latent_shape} for each frame",
-        "keyframes": f"{made.min_keyframes} to {made.max_keyframes} of an animation, {made.keyframes}",
-        "clips in motion of a still": f"{made.motions_per_picture}, of {made.num_frames} frames",
-        "text": made.text_shape and f"float16 bytes, {made.text_shape} for each of {made.text_variants} variants",
-        "second text": made.text_2_shape and f"float16 bytes, {made.text_2_shape} likewise",
-        "autoencoder": made.vae,
-        "text encoders": [name for name in (made.text_encoder, made.text_encoder_2) if name],
-        "mixed precision": made.mixed_precision,
-    }
-    still = "" if made.motions_per_picture else ", procedural_fraction=0"
-    parts = {
-        "intro": "Latents and text embeddings of stickers, worked out once so that training need not work them out "
-        "again. They show the stickers that they were made from, whose licences hold for them, too.",
-        "snippet": f"""from huggingface_hub import snapshot_download
-from rdtf_diffusers.data.latents import LatentClips
-
-clips = LatentClips(snapshot_download({name!r}, repo_type="dataset"){still})
-print(len(clips), clips[0]["caption"], clips[0]["latents"].shape)""",
-        "note": "`examples/train_rdtf.py --latent_cache` takes the folder, for models with this autoencoder and these "
-        "text encoders, which are told by fingerprints of their weights. preparation.json has all settings.",
-    }
-    return [{"config_name": "default", "data_files": "shards/*.parquet"}], table, parts
 
 
 @contextmanager
