@@ -32,15 +32,22 @@ def pictures(tmp_path_factory):
 def test_sampling_table(tmp_path, pictures, capsys):
     sampling = load_example("benchmarks/sampling.py")
     make_pipeline().save_pretrained(tmp_path / "model")
-    args = ["--model", str(tmp_path / "model"), "--data", str(pictures), "--count", "2", "--settings", "2,2,1,0"]
-    sampling.main([*args, "--json", str(tmp_path / "table.json")])
-    assert len(capsys.readouterr().out.splitlines()) == 4
-    table = json.loads((tmp_path / "table.json").read_text())
-    (row,) = table["rows"]
-    assert {key: row[key] for key in sampling.parse_settings("2,2,1,0")} == sampling.parse_settings("2,2,1,0")
-    assert table["still_error"] > 0 and row["error"] > 0 and row["motion"] > 0
+    args = ["--model", str(tmp_path / "model"), "--data", str(pictures), "--count", "4"]
+    settings = ["2,2,1,0", "unipc:3,2,1,0"]
+    sheet, written = tmp_path / "sheet.png", tmp_path / "table.json"
+    sampling.main([*args, "--settings", *settings, "--sheet", str(sheet), "--json", str(written)])
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    still, truth, *rows = json.loads(written.read_text())["rows"]
+    for row, setting in zip(rows, settings, strict=True):
+        assert {key: row[key] for key in sampling.parse_settings(setting)} == sampling.parse_settings(setting)
+        assert row["error"] > 0 and row["motion"] > 0 and row["fvd"] > 0
+    assert still["error"] > 0 == still["motion"] and truth["error"] == 0 and truth["motion"] == 1
+    with Image.open(sheet) as picture:
+        assert picture.size == (8 * 8, 4 * 2 * 8)
     with pytest.raises(SystemExit):
-        sampling.main([*args[:-1], "2,2"])
+        sampling.main([*args, "--settings", "2,2"])
+    with pytest.raises(SystemExit):
+        sampling.main([*args, "--settings", "magic:2,2,1,0"])
 
 
 def test_sampling_compares_premultiplied_pictures():

@@ -1,14 +1,17 @@
 # Copyright 2026 The rdtf_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Which sampling settings suit a checkpoint: distance to true clips, amount of motion and time, in one table.
+"""Which sampler and settings suit a checkpoint: distance to true clips, amount of motion and time, in one table.
 
     python examples/benchmarks/sampling.py --data stickers/static/validation --count 24
-    python examples/benchmarks/sampling.py --data stickers/static/validation --settings 12,2,2,1 20,3,2,0
+    python examples/benchmarks/sampling.py --data stickers/static/validation --settings 12,2,2,1 unipc:8,2,2,0
 
 Still pictures that the model has not seen are set in motion by code, with words that say how. The model gets the
 first frame and the words; its other frames are held against the true ones (premultiplied RGBA in [0, 1]). `error` is
-the mean squared distance, `motion` the mean absolute change from frame to frame as a multiple of the true clips'. The
-first row repeats the first frame. Settings are steps, text scale, image scale and eta; all see the same clips
-and noise. The error favours blurred averages over sharp frames that are a little off, so look at the stickers, too.
+the mean squared distance, `motion` the mean absolute change from frame to frame as a multiple of the true clips'.
+`FVD` is the package's own sticker-FVD of half of the clips from the true ones of the other half, `CLIP` its
+sticker-CLIP of clips and words: in-domain proxies, as in evaluate.py. The first row repeats the first frame, the
+second are the true clips. Settings are steps, text scale, image scale and eta, behind the name of a sampler if it is
+not to be the checkpoint's own; all see the same clips and noise. The error favours blurred averages over sharp frames
+that are a little off, so look at the stickers, too (`--sheet`).
 """
 
 import argparse
@@ -16,19 +19,38 @@ import json
 import time
 from pathlib import Path
 
+import diffusers
 import torch
+from PIL import Image
 
 from rdtf_diffusers import StickerGenerationPipeline, demo_checkpoint
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
+from rdtf_diffusers.metrics.frechet import split_distances
+from rdtf_diffusers.metrics.sticker_encoder import StickerEncoder, load_sticker_encoder
 
 
 SETTINGS = ("12,1,1,1", "12,2,1,1", "12,2,2,1", "12,2,2,0", "12,3,2,1", "20,2,2,1", "20,3,2,1")
 
 
-def parse_settings(text: str) -> dict[str, float]:
-    """`"12,2,2,1"` as arguments of the pipeline."""
-    steps, guidance, image_guidance, eta = text.split(",")
+SAMPLERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "dpm++": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "lcm": diffusers.LCMScheduler,
+}
+BATCH = 8  # clips that are drawn together
+FRECHET_CLIPS = 4  # that a distance needs at least
+
+
+def parse_settings(text: str) -> dict[str, float | str]:
+    """`"12,2,2,1"` or `"unipc:12,2,2,1"` as a sampler, "" for the checkpoint's own, and arguments of the pipeline."""
+    sampler, _, numbers = text.rpartition(":")
+    if sampler and sampler not in SAMPLERS:
+        raise ValueError(f"no sampler {sampler!r}")
+    steps, guidance, image_guidance, eta = numbers.split(",")
     return {
+        "sampler": sampler,
         "num_inference_steps": int(steps),
         "guidance_scale": float(guidance),
         "image_guidance_scale": float(image_guidance),
@@ -48,21 +70,54 @@ def motion(clips: torch.Tensor) -> float:
     return clips.diff(dim=1).abs().mean().item()
 
 
-def measure(pipe: StickerGenerationPipeline, truth: torch.Tensor, captions: list[str], settings: dict) -> dict:
-    """One row of the table; `truth` is (N, F, C, H, W), premultiplied in [0, 1]."""
-    start = time.perf_counter()
-    drawn = pipe(
-        captions,
-        image=[straight(clip[0]) for clip in truth],
-        generator=[torch.Generator().manual_seed(number) for number in range(len(truth))],
-        output_type="pt",
-        **settings,
-    ).frames.float()
-    seconds = (time.perf_counter() - start) / len(truth)
-    if drawn.shape[2] == 4:
-        drawn = torch.cat([drawn[:, :, :3] * drawn[:, :, 3:], drawn[:, :, 3:]], dim=2)
-    error = (drawn[:, 1:] - truth[:, 1:]).square().mean().item()
-    return {**settings, "error": error, "motion": motion(drawn) / motion(truth), "seconds_per_clip": seconds}
+def premultiplied(clips: torch.Tensor) -> torch.Tensor:
+    """Straight clips (N, F, C, H, W) in [0, 1] -> premultiplied; RGB stays."""
+    if clips.shape[2] == 3:
+        return clips
+    return torch.cat([clips[:, :, :3] * clips[:, :, 3:], clips[:, :, 3:]], dim=2)
+
+
+def draw(pipe: StickerGenerationPipeline, truth: torch.Tensor, captions: list[str], settings: dict) -> torch.Tensor:
+    """What the model makes of first frames and captions, premultiplied (N, F, C, H, W) in [0, 1]."""
+    drawn = []
+    for start in range(0, len(truth), BATCH):
+        part = range(start, min(start + BATCH, len(truth)))
+        clips = pipe(
+            [captions[number] for number in part],
+            image=[straight(truth[number, 0]) for number in part],
+            generator=[torch.Generator().manual_seed(number) for number in part],
+            output_type="pt",
+            **settings,
+        ).frames
+        drawn.append(premultiplied(clips.float()))
+    return torch.cat(drawn)
+
+
+def compare(
+    clips: torch.Tensor, truth: torch.Tensor, captions: list[str], encoder: StickerEncoder
+) -> dict[str, float]:
+    """The figures of clips beside the true ones, both (N, F, C, H, W) premultiplied in [0, 1]."""
+    ours, real = (encoder.clip_features(x * 2 - 1).double().numpy() for x in (clips, truth))
+    similarity = encoder.encode_clips(clips * 2 - 1) * encoder.encode_texts(captions)
+    return {
+        "error": (clips[:, 1:] - truth[:, 1:]).square().mean().item(),
+        "motion": motion(clips) / motion(truth),
+        "fvd": split_distances(ours, real).mean() if len(clips) >= FRECHET_CLIPS else float("nan"),
+        "clip": similarity.sum(dim=1).mean().item(),
+    }
+
+
+def print_row(name: str, row: dict[str, float]) -> None:
+    print(f"{name:<34}{row['error']:>9.4f}{row['motion']:>8.2f}{row['fvd']:>8.1f}{row['clip']:>7.3f}", end="")
+    print(f"{row['seconds_per_clip']:>8.2f}" if "seconds_per_clip" in row else "", flush=True)
+
+
+def save_sheet(path: Path, clips: list[torch.Tensor]) -> None:
+    """Clips (F, C, S, S) premultiplied in [0, 1] as rows of a PNG over white, frames from left to right."""
+    rows = [torch.cat(list(clip), dim=2) for clip in clips]  # (C, S, F*S)
+    sheet = torch.cat(rows, dim=1)
+    colour = sheet[:3] + (1 - sheet[3:]) if len(sheet) == 4 else sheet
+    Image.fromarray(colour.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()).save(path)
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -71,22 +126,32 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder of pictures with metadata.jsonl")
     parser.add_argument("--count", type=int, default=24, help="clips")
     parser.add_argument("--seed", type=int, default=0, help="of pictures, motions and captions")
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="STEPS,TEXT,IMAGE,ETA")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="[SAMPLER:]STEPS,TEXT,IMAGE,ETA")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="also draw true clips and those of the last settings"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args(args)
     try:
         options.settings = [parse_settings(text) for text in options.settings]
     except ValueError:
-        parser.error(f"--settings must look like 12,2,2,1, got {' '.join(options.settings)}")
+        names = ", ".join(SAMPLERS)
+        parser.error(
+            f"--settings must look like 12,2,2,1, perhaps behind a sampler ({names}) and a colon, got "
+            f"{' '.join(options.settings)}"
+        )
     return options
 
 
 def main(args: list[str] | None = None) -> None:
     options = parse_args(args)
     torch.set_num_threads(options.threads)
-    pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint(), dtype=torch.float32)
+    dtype = getattr(torch, options.dtype)
+    pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint(), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
+    encoder, own = load_sticker_encoder(), pipe.scheduler
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     frames, channels = pipe.unet.config.num_frames, pipe.vae.config.in_channels
     maker = ClipMaker(frames, size, channels, procedural_fraction=1.0, min_keyframes=1, max_keyframes=frames)
@@ -95,19 +160,32 @@ def main(args: list[str] | None = None) -> None:
     truth = torch.stack([sample["clip"] for sample in samples]).add(1).div(2)
     captions = [sample["caption"] for sample in samples]
 
-    still = (truth[:, :1] - truth[:, 1:]).square().mean().item()
     print(
-        f"{options.count} clips of {size} pixels from {options.data}, seed {options.seed}, torch {torch.__version__}"
+        f"{options.count} clips of {size} pixels from {options.data}, seed {options.seed}, {options.dtype}, "
+        f"torch {torch.__version__}"
     )
-    print(f"{'steps':>6}{'text':>6}{'image':>6}{'eta':>5}{'error':>9}{'motion':>8}{'s/clip':>8}")
-    print(f"{'first frame repeated':<23}{still:>9.4f}{0:>8.2f}")
-    rows = []
+    print(
+        f"{'sampler':<9}{'steps':>7}{'text':>6}{'image':>7}{'eta':>5}{'error':>9}{'motion':>8}{'FVD':>8}{'CLIP':>7}"
+        f"{'s/clip':>8}"
+    )
+    references = {"first frame repeated": truth[:, :1].expand_as(truth), "true clips": truth}
+    rows = [{"name": name, **compare(clips, truth, captions, encoder)} for name, clips in references.items()]
+    for row in rows:
+        print_row(row["name"], row)
     for setting in options.settings:
-        rows.append(row := measure(pipe, truth, captions, setting))
-        steps, text, image, eta, error, moved, seconds = row.values()
-        print(f"{steps:>6}{text:>6g}{image:>6g}{eta:>5g}{error:>9.4f}{moved:>8.2f}{seconds:>8.2f}", flush=True)
+        sampler = setting["sampler"]
+        pipe.scheduler = SAMPLERS[sampler].from_config(own.config) if sampler else own
+        settings = {key: value for key, value in setting.items() if key != "sampler"}
+        start = time.perf_counter()
+        drawn = draw(pipe, truth, captions, settings)
+        seconds = (time.perf_counter() - start) / len(truth)
+        rows.append(row := {**setting, **compare(drawn, truth, captions, encoder), "seconds_per_clip": seconds})
+        steps, text, image, eta = settings.values()
+        print_row(f"{sampler or 'own':<9}{steps:>7}{text:>6g}{image:>7g}{eta:>5g}", row)
+    if options.sheet is not None:
+        save_sheet(options.sheet, [clip for pair in zip(truth, drawn) for clip in pair])
     if options.json is not None:
-        options.json.write_text(json.dumps({"still_error": still, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"dtype": options.dtype, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
