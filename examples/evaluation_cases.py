@@ -50,12 +50,14 @@ class EvaluationTask:
         known: number of frames -> which frames are given.
         uses_text: whether the caption is given.
         needs_text: whether clips without a caption are left out.
+        loop: whether the clip is to close without a seam.
     """
 
     name: str
     known: Callable[[int], Iterable[int]]
     uses_text: bool = True
     needs_text: bool = False
+    loop: bool = False
 
     def condition_mask(self, num_frames: int) -> torch.Tensor:
         """(F,) bool, 1 = known."""
@@ -72,6 +74,7 @@ EVALUATION_TASKS = {
         EvaluationTask("i2v", lambda num_frames: [0], uses_text=False),
         EvaluationTask("interpolation", lambda num_frames: range(0, num_frames, 3)),  # 10010010 of table 7
         EvaluationTask("prediction", lambda num_frames: range((num_frames + 1) // 2)),
+        EvaluationTask("loop", lambda num_frames: [0], needs_text=True, loop=True),
     )
 }
 
@@ -438,6 +441,7 @@ def draw_batch(
         num_frames=num_frames,
         height=model.form.size,
         width=model.form.size,
+        loop=batch.asked.task.loop,
         generator=[row_generator(seed, f"{clip.number}:{batch.seed}") for clip in batch.clips],
         output_type="pt",
         **model.settings,

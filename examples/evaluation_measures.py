@@ -33,6 +33,7 @@ from rdtf_diffusers.metrics.clip_measures import (
 from rdtf_diffusers.metrics.features import FeatureNetwork, StickerFeatures, load_feature_network
 from rdtf_diffusers.metrics.frechet import split_difference, split_distances, split_estimate
 from rdtf_diffusers.metrics.references import NearestTrainingClip, blend_known_frames, hold_known_frames
+from rdtf_diffusers.metrics.retrieval import equal_texts, retrieval_accuracy
 from rdtf_diffusers.metrics.similarity import StickerTextSimilarity, TextSimilarity, load_text_similarity
 from rdtf_diffusers.metrics.statistics import Estimate, bootstrap_mean, paired_difference
 from rdtf_diffusers.metrics.sticker_encoder import StickerEncoder, load_sticker_encoder
@@ -51,6 +52,7 @@ TESTED_CLIPS = 10  # below, a test hardly tells chance from a difference
 SHARPNESS_CLIPS = 100  # real ones that say how sharp clips are
 LEAST_SHARPNESS = 2**-6  # share of real clips' at which a blank clip is counted
 BLOCK = 8  # pixels
+RETRIEVED = 10  # captions that a clip may look at
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Measure:
         unit: of the figure.
         goal: "higher" or "lower", where that is better; "real": to be read beside the real clips' figure, not tested.
         values: (B,) of shown clips, NaN where a clip cannot be measured.
+        together: where a clip's figure depends on the others: what `values` (N, ...) of all N clips of a row make of
+            them, (N,).
         of_truth: whether it compares with the real clip, so that it says nothing about the real clips themselves.
         of_motion: whether clips that stand still are outside of it, and not tested.
         alike: attributes of `ClipForm` that rows must share for their values to be comparable.
@@ -93,6 +97,7 @@ class Measure:
     of_truth: bool = False
     of_motion: bool = False
     alike: tuple[str, ...] = ("size", "channels")
+    together: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,16 @@ def text_similarity(network: TextSimilarity, shown: Shown) -> torch.Tensor:
     return scores.cpu().masked_fill(empty, math.nan)
 
 
+def retrieval(encoder: StickerEncoder, clips: Sequence[EvaluationClip], embeddings: torch.Tensor) -> torch.Tensor:
+    """(N,), 1 where a clip, embedded (N, D), finds its caption in the first ten, NaN where it has none."""
+    places = [place for place, clip in enumerate(clips) if clip.caption.strip()]
+    captions = [clips[place].caption for place in places]
+    similarities = embeddings[places] @ encoder.encode_texts(captions).T
+    found = torch.full((len(clips),), math.nan)
+    found[places] = retrieval_accuracy(similarities, RETRIEVED, equal_texts(captions)).float()
+    return found
+
+
 def on_clips(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Shown], torch.Tensor]:
     """A function of clips as `Measure.values`."""
     return lambda shown: function(shown.clips)
@@ -220,6 +235,8 @@ def pixel_measures(asked: TaskClips, form: ClipForm) -> list[Measure]:
         left_out.add("known_frame_error")
     if form.channels == 3:
         left_out.add("alpha_iou")
+    if asked.task.loop:  # the real clip is none
+        left_out.add("loop_seam_distance")
     if len(asked.known) < 2:
         left_out |= {"psnr", "ssim", "alpha_iou"}
     if form.size < SSIM_WINDOW:
@@ -238,7 +255,13 @@ def text_measures(asked: TaskClips, networks: Networks) -> list[Measure]:
     found = []
     for spec, network in networks.similarities.items():
         about = (f"text_similarity/{spec}", network.name, "cosine", "higher", partial(text_similarity, network))
-        found.append(Measure(*about, alike=("channels",) if isinstance(network, StickerTextSimilarity) else ()))
+        is_ours = isinstance(network, StickerTextSimilarity)
+        found.append(Measure(*about, alike=("channels",) if is_ours else ()))
+        captions = sum(bool(clip.caption.strip()) for clip in asked.clips)
+        if is_ours and captions >= 2 * RETRIEVED:
+            about = f"retrieval/{spec}", f"caption among the first {RETRIEVED} of {captions}", "share", "higher"
+            embed, rank = on_clips(network.encoder.encode_clips), partial(retrieval, network.encoder, asked.clips)
+            found.append(Measure(*about, embed, alike=("channels",), together=rank))
     if asked.procedural:
         seen = partial(motion_is_seen, networks.encoder)
         found.append(Measure("asked_motion", "asked motion seen", "share", "higher", seen, alike=("channels",)))
@@ -384,8 +407,9 @@ def measure_row(
                 parts[spec].append(network(shown.clips).cpu())
                 if not parts[spec][-1].isfinite().all():
                     raise ValueError(f"{network.name} gives features of {row.name} that are not finite.")
-        for name in measures:
-            values[name].append(torch.cat(parts[name]))
+        for name, measure in measures.items():
+            together = measure.together or (lambda values: values)
+            values[name].append(together(torch.cat(parts[name])))
         for spec in features:
             features[spec].append(torch.cat(parts[spec]).double().numpy())
     stacked = {name: torch.stack(tries, dim=1).double().numpy() for name, tries in values.items()}

@@ -497,6 +497,36 @@ def test_asked_motion_counts_clips_with_one_motion(script):
     assert measures.motion_is_seen(encoder, shown).nan_to_num(-1).tolist() == [1, 0, -1]
 
 
+def test_retrieval_is_of_all_clips_with_a_caption(script):
+    measures, cases = sys.modules["evaluation_measures"], sys.modules["evaluation_cases"]
+    clips = [cases.EvaluationClip(number, f"caption {number}") for number in range(24)]
+    clips[5] = cases.EvaluationClip(5, " ")
+    clips[7] = cases.EvaluationClip(7, "caption 6")  # what is right for clip 6 is right for clip 7
+    encoder = SimpleNamespace(encode_texts=lambda texts: torch.eye(24)[[int(text.split()[1]) for text in texts]])
+    embeddings = torch.eye(24)
+    embeddings[7] = embeddings[6]
+    embeddings[0] = torch.arange(24.0) + 1  # the least like its own caption
+    found = measures.retrieval(encoder, clips, embeddings)
+    assert found.isnan().nonzero().flatten().tolist() == [5]
+    assert found.nan_to_num(1).tolist() == [0.0, *[1.0] * 23]
+
+
+def test_loops_are_asked_for_and_not_held_against_clips_that_are_none(script, finished):
+    measures, cases = sys.modules["evaluation_measures"], sys.modules["evaluation_cases"]
+    form, task = cases.ClipForm(16, 4), cases.EVALUATION_TASKS["loop"]
+    clips = tuple(cases.EvaluationClip(**clip) for clip in read_results(finished)["tables"][0]["clips"][:2])
+    asked = cases.TaskClips("balls", "balls", 0, False, task, clips, task.condition_mask(8))
+    chosen = {measure.name for measure in measures.pixel_measures(asked, form)}
+    assert "loop_seam" in chosen and "loop_seam_distance" not in chosen
+    pipeline = Mock(return_value=SimpleNamespace(frames=torch.zeros(2, 8, 4, 16, 16)))
+    files = [cases.real_file(finished, form, "balls", clip) for clip in clips]
+    model = cases.EvaluatedModel("m", "m", {"eta": 1.0}, form, "float32")
+    assert cases.draw_batch(pipeline, model, cases.Batch(asked, clips, 0), files, 0).shape == (2, 8, 16, 16, 4)
+    call = pipeline.call_args.kwargs
+    assert call["loop"] and call["prompt"] == [clip.caption for clip in clips]
+    assert [[frame is None for frame in frames] for frames in call["frames"]] == [[False] + [True] * 7] * 2
+
+
 def test_models_without_alpha_are_measured_over_white(script, models, data, tmp_path):
     more = ("--tasks", "prediction", "t2v", "--seeds", 1, "--features", "--text_similarity", "--train_dataset", data)
     assert script.main(arguments(models, data, tmp_path, *more, names=("opaque",))) == 0
