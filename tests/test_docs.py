@@ -1,6 +1,6 @@
 """Every snippet of README and docs runs: Python as it stands, commands through the parsers that will read them.
 
-The commands of docs/training.md are run one after the other, on models of some thousand parameters.
+The commands of docs/training.md and docs/model.md are run one after the other, on models of some thousand parameters.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from rdtf_diffusers.training import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TRAINING, STICKERS = ROOT / "docs" / "training.md", ROOT / "docs" / "stickers.md"
+TRAINING, MODEL, STICKERS = (ROOT / "docs" / name for name in ("training.md", "model.md", "stickers.md"))
 INSTALLS = r'pytest|pip install -c constraints\.txt -e (\.|"\.\[(train|test|docs|space|all)\]")'
 # Where a script is given an argument twice, the last one holds.
 SMALL = {
@@ -63,7 +63,7 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, workplace):
     exec(compile("\n".join(snippets(page, "python")), page.name, "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("command", commands([page for page in PAGES if page not in (TRAINING, STICKERS)]))
+@pytest.mark.parametrize("command", commands([page for page in PAGES if page not in (TRAINING, MODEL, STICKERS)]))
 def test_commands(command, workplace):
     program, *arguments = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     if program == "rdtf-diffusers":
@@ -89,7 +89,7 @@ def test_sticker_commands_one_after_the_other(workplace, capsys):
 
 
 def run_small(command: str) -> None:
-    """Runs a command of docs/training.md in this process, launchers apart, at the smallest size."""
+    """Runs a command of docs/training.md or docs/model.md in this process, launchers apart, at the smallest size."""
     program, *arguments = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     if program == "rdtf-diffusers":
         assert cli.main(arguments) == 0
@@ -121,7 +121,7 @@ def test_training_commands_at_tiny_size(base, stickers, workplace, hub, monkeypa
     for kind in ("static", "animated"):
         for split in ("train", "validation"):
             shutil.copytree(stickers, workplace / "stickers" / kind / split)
-    for command in commands([TRAINING]):
+    for command in commands([TRAINING, MODEL]):
         if not re.fullmatch(INSTALLS, command):
             run_small(command)
     (name,) = hub.repositories

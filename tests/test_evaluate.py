@@ -527,6 +527,22 @@ def test_loops_are_asked_for_and_not_held_against_clips_that_are_none(script, fi
     assert [[frame is None for frame in frames] for frames in call["frames"]] == [[False] + [True] * 7] * 2
 
 
+def test_a_sheet_shows_the_first_clips_above_the_samples(finished, tmp_path, capsys):
+    sheet = load_example("contact_sheet.py")
+    output = tmp_path / "sheet.png"
+    args = [str(finished), "--set", "balls", "--size", "8", "--count", "3", "--output", str(output)]
+    assert sheet.main([*args, "--model", "large"]) == 0
+    with Image.open(output) as picture:
+        assert picture.size == (6 + 2 * (8 * 8 + 6), 6 + 2 * (2 * 8 + 6))
+        clip = picture.crop((6, 6, 6 + 8, 6 + 16)).convert("L")
+        assert clip.crop((0, 0, 8, 8)).tobytes() == clip.crop((0, 8, 8, 16)).tobytes()  # the given frame
+    assert sheet.main(args) == 2 and "--model must be one of large, small" in capsys.readouterr().err
+    assert (
+        sheet.main([*args[:1], "--set", "cubes"]) == 2 and "has no cubes (it2v), but balls" in capsys.readouterr().err
+    )
+    assert sheet.main([str(tmp_path), "--set", "balls"]) == 2
+
+
 def test_models_without_alpha_are_measured_over_white(script, models, data, tmp_path):
     more = ("--tasks", "prediction", "t2v", "--seeds", 1, "--features", "--text_similarity", "--train_dataset", data)
     assert script.main(arguments(models, data, tmp_path, *more, names=("opaque",))) == 0

@@ -44,7 +44,7 @@ class Preset:
 
 
 PRESETS = {
-    # the bundled model: 4.7 M parameters, trained on 2 CPU cores
+    # the bundled model: 4.7 M parameters, for a CPU
     "tiny": Preset(
         unet={
             "block_out_channels": (80, 112),
