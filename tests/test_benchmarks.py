@@ -58,6 +58,30 @@ def test_sampling_compares_premultiplied_pictures():
     assert sampling.motion(clips) == 0.75
 
 
+def test_autoencoder_table(tmp_path, pictures, capsys):
+    autoencoder = load_example("benchmarks/autoencoder.py")
+    make_pipeline().save_pretrained(tmp_path / "model")
+    args = [
+        "--data",
+        str(pictures),
+        "--model",
+        str(tmp_path / "model"),
+        "--resolution",
+        "16",
+        "--projections",
+        "1",
+        "256",
+    ]
+    autoencoder.main([*args, "--json", str(tmp_path / "table.json")])
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    table = json.loads((tmp_path / "table.json").read_text())
+    coarse, whole, model = table["rows"]
+    assert table["pictures"] == 2 and coarse["psnr"] < 60 < whole["psnr"] and whole["alpha_iou"] == 1
+    assert model["name"] == "model" and model["psnr"] > 0
+    with pytest.raises(SystemExit):
+        autoencoder.parse_args(["--data", str(pictures), "--resolution", "20"])
+
+
 def test_data_table(tmp_path, pictures, base, capsys, monkeypatch):
     data = load_example("benchmarks/data.py")
     monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], unet=TINY_UNET))
