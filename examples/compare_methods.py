@@ -82,7 +82,9 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", nargs="+", required=True, help="Stickers to measure with; none of those trained on.")
     add("--output_dir", default="comparison", help="What the comparison leaves.")
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="Default: all.")
-    add("--tasks", nargs="+", choices=list(EVALUATION_TASKS), default=["it2v", "interpolation", "prediction"])
+    # a loop is turned between sampling steps, so the first frame is not where I2V-Adapter looks for it
+    tasks = [name for name, task in EVALUATION_TASKS.items() if not task.loop]
+    add("--tasks", nargs="+", choices=tasks, default=["it2v", "interpolation", "prediction"])
     add("--seeds", type=positive_int, default=3, help="Trainings of each method.")
     add("--seed", type=int, default=0, help="The first seed; decides data and samples, too.")
     add("--max_clips", type=positive_int, default=32, help="Stickers of each data set that are asked for.")

@@ -90,6 +90,12 @@ class ClipForm:
     def name(self) -> str:
         return f"{self.size}px" if self.channels == 4 else f"{self.size}px over white"
 
+    @classmethod
+    def from_name(cls, name: str) -> "ClipForm":
+        """The form of that name."""
+        size, _, background = name.partition("px")
+        return cls(int(size), 3 if background else 4)
+
 
 @dataclass(frozen=True)
 class EvaluationClip:

@@ -33,7 +33,7 @@ from rdtf_diffusers.metrics.clip_measures import (
 from rdtf_diffusers.metrics.features import FeatureNetwork, StickerFeatures, load_feature_network
 from rdtf_diffusers.metrics.frechet import split_difference, split_distances, split_estimate
 from rdtf_diffusers.metrics.references import NearestTrainingClip, blend_known_frames, hold_known_frames
-from rdtf_diffusers.metrics.retrieval import equal_texts, retrieval_accuracy
+from rdtf_diffusers.metrics.retrieval import retrieval_accuracy
 from rdtf_diffusers.metrics.similarity import StickerTextSimilarity, TextSimilarity, load_text_similarity
 from rdtf_diffusers.metrics.statistics import Estimate, bootstrap_mean, paired_difference
 from rdtf_diffusers.metrics.sticker_encoder import StickerEncoder, load_sticker_encoder
@@ -82,8 +82,6 @@ class Measure:
         unit: of the figure.
         goal: "higher" or "lower", where that is better; "real": to be read beside the real clips' figure, not tested.
         values: (B,) of shown clips, NaN where a clip cannot be measured.
-        together: where a clip's figure depends on the others: what `values` (N, ...) of all N clips of a row make of
-            them, (N,).
         of_truth: whether it compares with the real clip, so that it says nothing about the real clips themselves.
         of_motion: whether clips that stand still are outside of it, and not tested.
         alike: attributes of `ClipForm` that rows must share for their values to be comparable.
@@ -97,7 +95,6 @@ class Measure:
     of_truth: bool = False
     of_motion: bool = False
     alike: tuple[str, ...] = ("size", "channels")
-    together: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,13 +164,20 @@ def text_similarity(network: TextSimilarity, shown: Shown) -> torch.Tensor:
     return scores.cpu().masked_fill(empty, math.nan)
 
 
-def retrieval(encoder: StickerEncoder, clips: Sequence[EvaluationClip], embeddings: torch.Tensor) -> torch.Tensor:
-    """(N,), 1 where a clip, embedded (N, D), finds its caption in the first ten, NaN where it has none."""
-    places = [place for place, clip in enumerate(clips) if clip.caption.strip()]
-    captions = [clips[place].caption for place in places]
-    similarities = embeddings[places] @ encoder.encode_texts(captions).T
-    found = torch.full((len(clips),), math.nan)
-    found[places] = retrieval_accuracy(similarities, RETRIEVED, equal_texts(captions)).float()
+def caption_is_found(encoder: StickerEncoder, captions: Sequence[str]) -> Callable[[Shown], torch.Tensor]:
+    """(B,) of shown clips, 1 where a clip finds its caption in the first ten of all, NaN where it has none."""
+    texts = encoder.encode_texts(captions)
+
+    def found(shown: Shown) -> torch.Tensor:
+        own = [clip.caption for clip in shown.requests]
+        right = torch.tensor([[caption == text for text in captions] for caption in own])
+        known = right.any(dim=1)
+        result = torch.full((len(own),), math.nan)
+        if known.any():
+            similarities = encoder.encode_clips(shown.clips)[known] @ texts.T
+            result[known] = retrieval_accuracy(similarities, RETRIEVED, right[known]).float()
+        return result
+
     return found
 
 
@@ -223,6 +227,15 @@ PIXEL_MEASURES = (
     Measure("psnr", "PSNR", "dB", "higher", on_pairs(psnr), of_truth=True),
     Measure("ssim", "SSIM", "1: identical", "higher", on_pairs(ssim), of_truth=True),
 )
+# what a clip that is to loop is asked for
+LOOP = Measure(
+    "loop_seam_excess",
+    "loop seam above 1",
+    "ratio",
+    "lower",
+    on_clips(lambda clips: (loop_seam(clips) - 1).clamp(min=0)),
+    of_motion=True,
+)
 
 
 def pixel_measures(asked: TaskClips, form: ClipForm) -> list[Measure]:
@@ -230,18 +243,18 @@ def pixel_measures(asked: TaskClips, form: ClipForm) -> list[Measure]:
 
     What comes after one frame, or none, can be right without being the truth: no PSNR, SSIM and silhouettes there.
     """
-    left_out = set()
+    left_out = set() if asked.task.loop else {LOOP.name}
     if not asked.known:
         left_out.add("known_frame_error")
     if form.channels == 3:
         left_out.add("alpha_iou")
-    if asked.task.loop:  # the real clip is none
-        left_out.add("loop_seam_distance")
     if len(asked.known) < 2:
         left_out |= {"psnr", "ssim", "alpha_iou"}
     if form.size < SSIM_WINDOW:
         left_out.add("ssim")
-    return [measure for measure in PIXEL_MEASURES if measure.name not in left_out]
+    if asked.task.loop:  # the real clips are none
+        left_out |= {"loop_seam", "loop_seam_distance"}
+    return [measure for measure in (*PIXEL_MEASURES, LOOP) if measure.name not in left_out]
 
 
 def text_measures(asked: TaskClips, networks: Networks) -> list[Measure]:
@@ -257,11 +270,11 @@ def text_measures(asked: TaskClips, networks: Networks) -> list[Measure]:
         about = (f"text_similarity/{spec}", network.name, "cosine", "higher", partial(text_similarity, network))
         is_ours = isinstance(network, StickerTextSimilarity)
         found.append(Measure(*about, alike=("channels",) if is_ours else ()))
-        captions = sum(bool(clip.caption.strip()) for clip in asked.clips)
-        if is_ours and captions >= 2 * RETRIEVED:
-            about = f"retrieval/{spec}", f"caption among the first {RETRIEVED} of {captions}", "share", "higher"
-            embed, rank = on_clips(network.encoder.encode_clips), partial(retrieval, network.encoder, asked.clips)
-            found.append(Measure(*about, embed, alike=("channels",), together=rank))
+        captions = [clip.caption for clip in asked.clips if clip.caption.strip()]
+        if is_ours and len(captions) >= 2 * RETRIEVED:
+            title = f"caption among the first {RETRIEVED} of {len(captions)}"
+            finds = caption_is_found(network.encoder, captions)
+            found.append(Measure(f"retrieval/{spec}", title, "share", "higher", finds, alike=("channels",)))
     if asked.procedural:
         seen = partial(motion_is_seen, networks.encoder)
         found.append(Measure("asked_motion", "asked motion seen", "share", "higher", seen, alike=("channels",)))
@@ -407,9 +420,8 @@ def measure_row(
                 parts[spec].append(network(shown.clips).cpu())
                 if not parts[spec][-1].isfinite().all():
                     raise ValueError(f"{network.name} gives features of {row.name} that are not finite.")
-        for name, measure in measures.items():
-            together = measure.together or (lambda values: values)
-            values[name].append(together(torch.cat(parts[name])))
+        for name in measures:
+            values[name].append(torch.cat(parts[name]))
         for spec in features:
             features[spec].append(torch.cat(parts[spec]).double().numpy())
     stacked = {name: torch.stack(tries, dim=1).double().numpy() for name, tries in values.items()}

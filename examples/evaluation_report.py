@@ -42,8 +42,13 @@ TASK_TITLES = {
     "i2v": "first frame alone",
     "interpolation": "frames between given ones",
     "prediction": "frames after given ones",
+    "loop": "first frame and words, as a loop",
 }
-HUB_TASKS = {"it2v": "image-text-to-video", "t2v": "text-to-video"}  # others are "image-to-video"
+HUB_TASKS = {
+    "it2v": "image-text-to-video",
+    "loop": "image-text-to-video",
+    "t2v": "text-to-video",
+}  # others are "image-to-video"
 PAGE_CLIPS = 24  # of each table
 
 
@@ -118,7 +123,7 @@ def notes(table: Table) -> list[str]:
         f"{len(table['clips'])} clips, of a model {seeds} samples each, averaged before anything else. A figure has "
         "its 95 % bootstrap interval over clips.",
         "↑ more is better, ↓ less is better, → real: to be read beside the figure of the real clips; how far from the "
-        "real clip's it is, clip by clip, has a line of its own, and that is tested.",
+        "real clip's it is, clip by clip, has a line of its own where that is asked for, and that is tested.",
     ]
     if table["skipped"]:
         result.append(f"Files of {table['dataset']} that could not be read and are left out: {table['skipped']}.")

@@ -80,6 +80,9 @@ def test_autoencoder_table(tmp_path, pictures, capsys):
     assert model["name"] == "model" and model["psnr"] > 0
     with pytest.raises(SystemExit):
         autoencoder.parse_args(["--data", str(pictures), "--resolution", "20"])
+    with pytest.raises(SystemExit):
+        autoencoder.parse_args(["--data", str(pictures), "--projections", "0"])
+    assert autoencoder.main([*args, "--data", str(tmp_path / "nothing")]) == 2
 
 
 def test_data_table(tmp_path, pictures, base, capsys, monkeypatch):

@@ -497,18 +497,51 @@ def test_asked_motion_counts_clips_with_one_motion(script):
     assert measures.motion_is_seen(encoder, shown).nan_to_num(-1).tolist() == [1, 0, -1]
 
 
-def test_retrieval_is_of_all_clips_with_a_caption(script):
+def test_clips_find_their_captions_among_all(script):
     measures, cases = sys.modules["evaluation_measures"], sys.modules["evaluation_cases"]
-    clips = [cases.EvaluationClip(number, f"caption {number}") for number in range(24)]
-    clips[5] = cases.EvaluationClip(5, " ")
-    clips[7] = cases.EvaluationClip(7, "caption 6")  # what is right for clip 6 is right for clip 7
-    encoder = SimpleNamespace(encode_texts=lambda texts: torch.eye(24)[[int(text.split()[1]) for text in texts]])
-    embeddings = torch.eye(24)
-    embeddings[7] = embeddings[6]
+    captions = [f"caption {number}" for number in range(24)]
+    captions[7] = captions[6]  # what is right for clip 6 is right for clip 7
+    encoder = SimpleNamespace(
+        encode_texts=lambda texts: torch.eye(24)[[int(text.split()[1]) for text in texts]],
+        encode_clips=lambda clips: clips[:, 0, 0, 0],
+    )
+    found = measures.caption_is_found(encoder, captions)
+    embeddings = torch.eye(24)[[0, 6, 6, 5]]
     embeddings[0] = torch.arange(24.0) + 1  # the least like its own caption
-    found = measures.retrieval(encoder, clips, embeddings)
-    assert found.isnan().nonzero().flatten().tolist() == [5]
-    assert found.nan_to_num(1).tolist() == [0.0, *[1.0] * 23]
+    requests = [cases.EvaluationClip(number, captions[number]) for number in (0, 6, 7)] + [cases.EvaluationClip(5, "")]
+    shown = measures.Shown(embeddings[:, None, None, None], None, None, requests)
+    assert found(shown).nan_to_num(-1).tolist() == [0, 1, 1, -1]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Twenty animated squares, each with a caption of its own."""
+    folder = tmp_path_factory.mktemp("many") / "squares"
+    folder.mkdir()
+    rows = []
+    for index in range(20):
+        frames = [Image.new("RGBA", (16, 16)) for _ in range(8)]
+        for step, frame in enumerate(frames):
+            ImageDraw.Draw(frame).rectangle((step, index % 10, step + 4, index % 10 + 4), fill=(12 * index, 99, 200))
+        save_sticker(frames, folder / f"{index}.webp", fps=8)
+        rows.append({"file_name": f"{index}.webp", "text": f"square number {index}"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+def test_loops_and_retrieval_come_into_the_report(script, models, many, tmp_path):
+    args = ["--pipeline", str(models / "large"), "--dataset", str(many), "--tasks", "loop", "--seeds", "1"]
+    assert script.main([*args, "--output_dir", str(tmp_path), "--num_inference_steps", "1"]) == 0
+    (table,) = read_results(tmp_path)["tables"]
+    by_name = {(figure["row"], figure["measure"]): figure for figure in table["figures"]}
+    retrieved = by_name["real clips", "retrieval/sticker"]
+    assert retrieved["title"] == "caption among the first 10 of 20" and 0 <= retrieved["value"] <= 1
+    assert by_name["large", "loop_seam_excess"]["goal"] == "lower"
+    assert not any(measure.startswith(("loop_seam_distance", "psnr")) for _, measure in by_name)
+    assert "first frame and words, as a loop" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert (
+        sys.modules["evaluation_report"].TASK_TITLES.keys() == sys.modules["evaluation_cases"].EVALUATION_TASKS.keys()
+    )
 
 
 def test_loops_are_asked_for_and_not_held_against_clips_that_are_none(script, finished):
@@ -517,7 +550,7 @@ def test_loops_are_asked_for_and_not_held_against_clips_that_are_none(script, fi
     clips = tuple(cases.EvaluationClip(**clip) for clip in read_results(finished)["tables"][0]["clips"][:2])
     asked = cases.TaskClips("balls", "balls", 0, False, task, clips, task.condition_mask(8))
     chosen = {measure.name for measure in measures.pixel_measures(asked, form)}
-    assert "loop_seam" in chosen and "loop_seam_distance" not in chosen
+    assert "loop_seam_excess" in chosen and "loop_seam" not in chosen
     pipeline = Mock(return_value=SimpleNamespace(frames=torch.zeros(2, 8, 4, 16, 16)))
     files = [cases.real_file(finished, form, "balls", clip) for clip in clips]
     model = cases.EvaluatedModel("m", "m", {"eta": 1.0}, form, "float32")
@@ -528,7 +561,7 @@ def test_loops_are_asked_for_and_not_held_against_clips_that_are_none(script, fi
 
 
 def test_a_sheet_shows_the_first_clips_above_the_samples(finished, tmp_path, capsys):
-    sheet = load_example("contact_sheet.py")
+    sheet = load_example("sample_sheet.py")
     output = tmp_path / "sheet.png"
     args = [str(finished), "--set", "balls", "--size", "8", "--count", "3", "--output", str(output)]
     assert sheet.main([*args, "--model", "large"]) == 0

@@ -132,6 +132,9 @@ def test_equal_captions_are_all_right():
     assert retrieval_accuracy(similarities, 2, same=same).tolist() == [True, False, True]
     with pytest.raises(ValueError, match=r"`same` must be bool of the shape \(3, 3\), got torch.bool \(2, 2\)"):
         retrieval_accuracy(similarities, same=same[:2, :2])
+    assert retrieval_accuracy(similarities[:2], same=same[:2]).tolist() == [True, False]
+    with pytest.raises(ValueError, match="a right item for every query"):
+        retrieval_accuracy(similarities, same=same & torch.tensor([False, True, True])[:, None])
 
 
 @pytest.mark.parametrize(

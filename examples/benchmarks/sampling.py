@@ -10,8 +10,8 @@ the mean squared distance, `motion` the mean absolute change from frame to frame
 `FVD` is the package's own sticker-FVD of half of the clips from the true ones of the other half, `CLIP` its
 sticker-CLIP of clips and words: in-domain proxies, as in evaluate.py. The first row repeats the first frame, the
 second are the true clips. Settings are steps, text scale, image scale and eta, behind the name of a sampler if it is
-not to be the checkpoint's own; all see the same clips and noise. The error favours blurred averages over sharp frames
-that are a little off, so look at the stickers, too (`--sheet`).
+not to be the checkpoint's own; of these only ddim knows eta. All see the same clips and noise. The error favours
+blurred averages over sharp frames that are a little off, so look at the stickers, too (`--sheet`).
 """
 
 import argparse
@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 
 from rdtf_diffusers import StickerGenerationPipeline, demo_checkpoint
+from rdtf_diffusers.data.animation import over_white
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
 from rdtf_diffusers.metrics.frechet import split_distances
-from rdtf_diffusers.metrics.sticker_encoder import StickerEncoder, load_sticker_encoder
+from rdtf_diffusers.metrics.similarity import StickerTextSimilarity
 
 
 SETTINGS = ("12,1,1,1", "12,2,1,1", "12,2,2,1", "12,2,2,0", "12,3,2,1", "20,2,2,1", "20,3,2,1")
@@ -49,6 +50,8 @@ def parse_settings(text: str) -> dict[str, float | str]:
     if sampler and sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}")
     steps, guidance, image_guidance, eta = numbers.split(",")
+    if int(steps) < 1 or not 0 <= float(eta) <= 1 or (float(eta) and sampler not in ("", "ddim")):
+        raise ValueError(f"no such settings: {text}")
     return {
         "sampler": sampler,
         "num_inference_steps": int(steps),
@@ -94,30 +97,29 @@ def draw(pipe: StickerGenerationPipeline, truth: torch.Tensor, captions: list[st
 
 
 def compare(
-    clips: torch.Tensor, truth: torch.Tensor, captions: list[str], encoder: StickerEncoder
-) -> dict[str, float]:
+    clips: torch.Tensor, truth: torch.Tensor, captions: list[str], similarity: StickerTextSimilarity
+) -> dict[str, float | None]:
     """The figures of clips beside the true ones, both (N, F, C, H, W) premultiplied in [0, 1]."""
-    ours, real = (encoder.clip_features(x * 2 - 1).double().numpy() for x in (clips, truth))
-    similarity = encoder.encode_clips(clips * 2 - 1) * encoder.encode_texts(captions)
+    ours, real = (similarity.encoder.clip_features(x * 2 - 1).double().numpy() for x in (clips, truth))
     return {
         "error": (clips[:, 1:] - truth[:, 1:]).square().mean().item(),
         "motion": motion(clips) / motion(truth),
-        "fvd": split_distances(ours, real).mean() if len(clips) >= FRECHET_CLIPS else float("nan"),
-        "clip": similarity.sum(dim=1).mean().item(),
+        "fvd": split_distances(ours, real).mean() if len(clips) >= FRECHET_CLIPS else None,
+        "clip": similarity(clips * 2 - 1, captions).mean().item(),
     }
 
 
 def print_row(name: str, row: dict[str, float]) -> None:
-    print(f"{name:<34}{row['error']:>9.4f}{row['motion']:>8.2f}{row['fvd']:>8.1f}{row['clip']:>7.3f}", end="")
+    print(f"{name:<34}{row['error']:>9.4f}{row['motion']:>8.2f}", end="")
+    print(f"{'-' if row['fvd'] is None else format(row['fvd'], '.1f'):>8}{row['clip']:>7.3f}", end="")
     print(f"{row['seconds_per_clip']:>8.2f}" if "seconds_per_clip" in row else "", flush=True)
 
 
 def save_sheet(path: Path, clips: list[torch.Tensor]) -> None:
     """Clips (F, C, S, S) premultiplied in [0, 1] as rows of a PNG over white, frames from left to right."""
-    rows = [torch.cat(list(clip), dim=2) for clip in clips]  # (C, S, F*S)
-    sheet = torch.cat(rows, dim=1)
-    colour = sheet[:3] + (1 - sheet[3:]) if len(sheet) == 4 else sheet
-    Image.fromarray(colour.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()).save(path)
+    shown = [over_white(clip * 2 - 1).add(1).div(2) if clip.shape[1] == 4 else clip for clip in clips]
+    sheet = torch.cat([torch.cat(list(clip), dim=2) for clip in shown], dim=1)  # (3, N*S, F*S)
+    Image.fromarray(sheet.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()).save(path)
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -137,10 +139,9 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     try:
         options.settings = [parse_settings(text) for text in options.settings]
     except ValueError:
-        names = ", ".join(SAMPLERS)
         parser.error(
-            f"--settings must look like 12,2,2,1, perhaps behind a sampler ({names}) and a colon, got "
-            f"{' '.join(options.settings)}"
+            f"--settings must look like 12,2,2,1, perhaps behind a sampler ({', '.join(SAMPLERS)}) and a colon, "
+            f"with eta 0 but for ddim, got {' '.join(options.settings)}"
         )
     return options
 
@@ -151,7 +152,7 @@ def main(args: list[str] | None = None) -> None:
     dtype = getattr(torch, options.dtype)
     pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint(), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    encoder, own = load_sticker_encoder(), pipe.scheduler
+    similarity, own = StickerTextSimilarity(), pipe.scheduler
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     frames, channels = pipe.unet.config.num_frames, pipe.vae.config.in_channels
     maker = ClipMaker(frames, size, channels, procedural_fraction=1.0, min_keyframes=1, max_keyframes=frames)
@@ -169,7 +170,7 @@ def main(args: list[str] | None = None) -> None:
         f"{'s/clip':>8}"
     )
     references = {"first frame repeated": truth[:, :1].expand_as(truth), "true clips": truth}
-    rows = [{"name": name, **compare(clips, truth, captions, encoder)} for name, clips in references.items()]
+    rows = [{"name": name, **compare(clips, truth, captions, similarity)} for name, clips in references.items()]
     for row in rows:
         print_row(row["name"], row)
     for setting in options.settings:
@@ -179,7 +180,7 @@ def main(args: list[str] | None = None) -> None:
         start = time.perf_counter()
         drawn = draw(pipe, truth, captions, settings)
         seconds = (time.perf_counter() - start) / len(truth)
-        rows.append(row := {**setting, **compare(drawn, truth, captions, encoder), "seconds_per_clip": seconds})
+        rows.append(row := {**setting, **compare(drawn, truth, captions, similarity), "seconds_per_clip": seconds})
         steps, text, image, eta = settings.values()
         print_row(f"{sampler or 'own':<9}{steps:>7}{text:>6g}{image:>7g}{eta:>5g}", row)
     if options.sheet is not None:

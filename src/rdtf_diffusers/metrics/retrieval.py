@@ -19,32 +19,35 @@ def retrieval_accuracy(similarities: torch.Tensor, k: int = 1, same: torch.Tenso
     good; it falls with N, so only figures with equal N compare, and items that are alike cost each other points.
 
     Args:
-        similarities: (N, N), query i against item j; item i is the right one for query i.
+        similarities: (Q, N), query i against item j.
         k: how many items a query may look at.
-        same: (N, N) bool, whether item j is right for query i too, as where two captions are equal. Right items never
-            stand in each other's way. By default only item i is right.
+        same: (Q, N) bool, whether item j is right for query i; several are where captions are equal, and they never
+            stand in each other's way. By default Q = N, and item i is the right one for query i.
 
     Returns:
-        (N,) bool. Wrong items as similar as the best right one stand before it: an encoder that cannot tell anything
+        (Q,) bool. Wrong items as similar as the best right one stand before it: an encoder that cannot tell anything
         apart finds nothing.
 
     Raises:
-        ValueError: the similarities are not square, not numbers, or `k` is not in 1..N; `same` has another shape, or
-            is not bool.
+        ValueError: the similarities are not numbers, or not square and without `same`; `k` is not in 1..N; `same` has
+            another shape, is not bool, or knows no right item for a query.
     """
-    if similarities.ndim != 2 or similarities.shape[0] != similarities.shape[1] or not len(similarities):
-        raise ValueError(f"`similarities` must be (N, N) with N above 0, got {tuple(similarities.shape)}.")
+    square = similarities.ndim == 2 and similarities.shape[0] == similarities.shape[1]
+    if similarities.ndim != 2 or not similarities.numel() or not (square or same is not None):
+        shape = "(N, N)" if same is None else "(Q, N)"
+        raise ValueError(f"`similarities` must be {shape} with N above 0, got {tuple(similarities.shape)}.")
     if similarities.isnan().any():
         raise ValueError("`similarities` must be numbers, got NaN.")
-    if not 1 <= k <= len(similarities):
-        raise ValueError(f"`k` must be in 1..{len(similarities)}, got {k}.")
-    own = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
+    if not 1 <= k <= similarities.shape[1]:
+        raise ValueError(f"`k` must be in 1..{similarities.shape[1]}, got {k}.")
     if same is None:
-        same = own
+        same = torch.eye(len(similarities), dtype=torch.bool)
     if same.shape != similarities.shape or same.dtype != torch.bool:
         raise ValueError(
             f"`same` must be bool of the shape {tuple(similarities.shape)}, got {same.dtype} {tuple(same.shape)}."
         )
-    right = own | same.to(own.device)
+    right = same.to(similarities.device)
+    if not right.any(dim=1).all():
+        raise ValueError("`same` must know a right item for every query.")
     best = similarities.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
     return ((similarities >= best) & ~right).sum(dim=1) < k

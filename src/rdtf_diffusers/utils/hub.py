@@ -1,4 +1,4 @@
-"""Publishing on the Hugging Face Hub: cards of models and data sets, and uploads that leave scratch files at home.
+"""Publishing on the Hugging Face Hub: cards of models, and uploads that leave scratch files at home.
 
 copy_attribution(["stickers/animated/train"], "my-model")
 card = model_card("my-model", repo_id="me/my-model", data=["stickers/animated/train"], training={"steps": 50_000})
@@ -371,7 +371,17 @@ save_sticker(frames, "sticker.webp", fps=8)"""
 def fill_card(
     kind: type[Card], card_data: CardData, folder: Path, name: str, table: Mapping[str, Any], **parts: Any
 ) -> Card:
-    """`TEMPLATE` with what both kinds of card have: a title, a table without empty rows, the licences."""
+    """`TEMPLATE` with what both kinds of card have: a title, a table without empty rows, the licences.
+
+    Args:
+        kind: `ModelCard` or `DatasetCard`.
+        card_data: the head of the card.
+        folder: what the card is of; its `ATTRIBUTION_FILE` is linked.
+        name: repository id or folder name; the title is its last part.
+        table: rows of the card's table; those that are None or empty are left out.
+        parts: what else the template shows: `intro`, `snippet`, `note`, `preview` with `preview_text`, and `is_data`
+            of a data set, or `losses`, `plots` and `data` of a model.
+    """
     return kind.from_template(
         card_data,
         template_str=TEMPLATE,
