@@ -32,6 +32,7 @@ SMALL = {
     "--mixed_precision no",
     "prepare_base.py": "--text_encoder words",
     "benchmarks/sampling.py": "--model my-model --count 1 --settings 1,1,1,0",
+    "benchmarks/autoencoder.py": "--model my-model --resolution 16 --projections 16",
 }
 
 

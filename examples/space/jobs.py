@@ -210,7 +210,7 @@ def make(known: list[Image.Image | None], settings: dict[str, Any], before: np.n
 
     Args:
         known, settings: see `draw`.
-        before: frames (N, H, W, 4), straight RGBA uint8, that stand in front of the drawn ones.
+        before: frames (N, H, W, 4), straight RGBA uint8 in the model's size, that stand in front of the drawn ones.
     """
     if not (settings["prompt"] or any(known)):
         raise ValueError("Say what happens, or give a picture.")
@@ -218,7 +218,7 @@ def make(known: list[Image.Image | None], settings: dict[str, Any], before: np.n
     for step, frames in draw(known, settings):
         clip = np.stack([np.asarray(frame.convert("RGBA")) for frame in frames])
         if len(before):
-            clip = np.concatenate([fit_canvas(before, *frames[0].size), clip])
+            clip = np.concatenate([before, clip])
         path = save(clip, settings)
         if step < steps:
             yield path, f"Step {step} of {steps}", None
@@ -279,7 +279,9 @@ def continued(animation: str, request: gr.Request, kept: int, prompt: str, **pan
         settings = settings_of(prompt, loop=False, **panel)
         given = read(animation, "The sticker")
         count = max(1, min(round(given.durations.sum() / 1000 * settings["fps"]), UPLOAD_LIMITS["max_frames"]))
-        frames = given.pick(count)[-MAX_CONTINUED:]
+        # all in the model's size by one filter, so that nothing jumps where the known frames begin
+        size = pipeline().unet.config.sample_size * pipeline().vae_scale_factor
+        frames = fit_canvas(given.pick(count)[-MAX_CONTINUED:], size, size)
         known = [Image.fromarray(frame) for frame in frames[-kept:]]
         settings["kept"] = len(known)
         before = frames[: len(frames) - len(known)]
