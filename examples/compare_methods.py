@@ -102,6 +102,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add("--guidance_scale", type=float, help="How much the words count.")
     add("--image_guidance_scale", type=float, help="How much the given frames count.")
     add("--eta", type=float, help="Share of fresh noise.")
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Of trainings. Default: what accelerate has set.")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="Of what draws the samples.")
     add("--features", nargs="*", default=["sticker"], help='"sticker", i3d:FILE, videomae:ID, frames:ID; for Frechet.')
     add("--padding", choices=["repeat"], help="How a network gets the frames that it needs and a clip has not.")
     add("--text_similarity", nargs="*", default=["sticker"], help='"sticker" or clip:ID.')
@@ -190,12 +192,13 @@ class Comparison:
     def training(self, cache: Path, clips: int, rate: float, seed: int) -> tuple[Any, ...]:
         """What all trainings have in common."""
         args, steps = self.args, clips // self.args.batch_size
+        precision = ("--mixed_precision", args.mixed_precision) if args.mixed_precision else ()
         return (
             *("--latent_cache", cache, "--resolution", args.resolution, "--num_frames", NUM_FRAMES),
             *("--procedural_fraction", 1, "--train_batch_size", args.batch_size, "--max_train_steps", steps),
             *("--learning_rate", rate, "--lr_scheduler", "cosine", "--lr_warmup_steps", steps // 20),
             *("--checkpointing_steps", 200, "--checkpoints_total_limit", 1, "--resume_from_checkpoint", "latest"),
-            *("--seed", seed, "--report_to", "none"),
+            *("--seed", seed, "--report_to", "none", *precision),
         )
 
     def base_chain(self) -> Chain:
@@ -315,7 +318,7 @@ class Comparison:
             settings[name] = [public_name(source) for source in settings[name]]
         if args.pretrained_model_name_or_path:
             settings["pretrained_model_name_or_path"] = public_name(args.pretrained_model_name_or_path)
-        drawn = {"form": args.form.name, "dtype": "float32", "settings": args.settings}
+        drawn = {"form": args.form.name, "dtype": args.dtype, "settings": args.settings}
         return {
             "command": args.command,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),

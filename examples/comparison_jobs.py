@@ -168,7 +168,7 @@ class Drawing:
         batches = self.batches(make_tables(args, self.evaluation, accelerator))
         method = METHODS.get(self.method)
         is_adapter = method is not None and method.adapter is not None
-        pipeline = load_pipeline(str(self.base if is_adapter else self.folder), str(accelerator.device), "float32")
+        pipeline = load_pipeline(str(self.base if is_adapter else self.folder), str(accelerator.device), args.dtype)
         pipeline.set_progress_bar_config(disable=True)
         if is_adapter:
             method.adapter.from_pretrained(pipeline.unet, self.folder)
@@ -179,7 +179,9 @@ class Drawing:
     @property
     def model(self) -> EvaluatedModel:
         """What is told of it."""
-        return EvaluatedModel(TITLES[self.method], self.folder.name, self.args.settings, self.args.form, "float32")
+        return EvaluatedModel(
+            TITLES[self.method], self.folder.name, self.args.settings, self.args.form, self.args.dtype
+        )
 
 
 Chain = Sequence[Job | Drawing]  # of which each needs those before it

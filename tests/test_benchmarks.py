@@ -35,7 +35,7 @@ def test_sampling_table(tmp_path, pictures, capsys):
     args = ["--model", str(tmp_path / "model"), "--data", str(pictures), "--count", "4"]
     settings = ["2,2,1,0", "unipc:3,2,1,0"]
     sheet, written = tmp_path / "sheet.png", tmp_path / "table.json"
-    sampling.main([*args, "--settings", *settings, "--sheet", str(sheet), "--json", str(written)])
+    assert sampling.main([*args, "--settings", *settings, "--sheet", str(sheet), "--json", str(written)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
     still, truth, *rows = json.loads(written.read_text())["rows"]
     for row, setting in zip(rows, settings, strict=True):
@@ -48,6 +48,9 @@ def test_sampling_table(tmp_path, pictures, capsys):
         sampling.main([*args, "--settings", "2,2"])
     with pytest.raises(SystemExit):
         sampling.main([*args, "--settings", "magic:2,2,1,0"])
+    capsys.readouterr()
+    assert sampling.main([*args[:2], "--data", str(tmp_path / "nothing")]) == 2
+    assert "sampling.py: error: " in capsys.readouterr().err
 
 
 def test_sampling_compares_premultiplied_pictures():

@@ -71,6 +71,7 @@ def test_a_comparison_goes_on_and_reports(script, base, stickers, tmp_path, monk
     args += ["--base_block_out_channels", 16, 32, "--clips", 8, "--base_clips", 4, "--source_pictures", 4]
     args += ["--batch_size", 2, "--num_inference_steps", 1, "--methods", "sti", "customize_a_video"]
     args += ["--tasks", "it2v", "--learning_rates", 1e-3, 3e-3]
+    args += ["--dtype", "bfloat16"]
 
     assert compare(script, monkeypatch, *args, "--time_limit", 0) == (0, [])
     assert not (folder / "results.md").exists()
@@ -102,6 +103,13 @@ def test_a_comparison_goes_on_and_reports(script, base, stickers, tmp_path, monk
 
     assert compare(script, monkeypatch, *args, "--clips", 16)[0] == 2
     assert "was begun with clips 8, not 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, passed", [([], False), (["--mixed_precision", "bf16"], True)])
+def test_trainings_have_the_precision_that_was_asked_for(script, words, passed):
+    asked = script.parse_args(["--train_data_dir", "a", "--dataset", "b", *words])
+    given = script.Comparison.training(SimpleNamespace(args=asked), "cache", 64, 1e-3, 0)
+    assert ("--mixed_precision" in given) == passed == ("bf16" in given)
 
 
 @pytest.mark.usefixtures("jobs")

@@ -16,6 +16,7 @@ blurred averages over sharp frames that are a little off, so look at the sticker
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -146,24 +147,39 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main(args: list[str] | None = None) -> None:
+def true_clips(pipe: StickerGenerationPipeline, data: str, count: int, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Pictures set in motion, premultiplied (N, F, C, H, W) in [0, 1], and their captions."""
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    frames, channels = pipe.unet.config.num_frames, pipe.vae.config.in_channels
+    maker = ClipMaker(frames, size, channels, procedural_fraction=1.0, min_keyframes=1, max_keyframes=frames)
+    clips = StickerClips([data], maker, seed=seed)
+    samples = [clips[number] for number in range(count)]
+    return torch.stack([sample["clip"] for sample in samples]).add(1).div(2), [clip["caption"] for clip in samples]
+
+
+def main(args: list[str] | None = None) -> int:
+    """Prints the table; returns the exit code: 0, or 2 after one line about what the user has to put right."""
     options = parse_args(args)
+    try:
+        measure(options)
+    except (OSError, ValueError) as error:
+        print(f"sampling.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Prints and writes the figures of all settings."""
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint(), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
+    truth, captions = true_clips(pipe, options.data, options.count, options.seed)
     similarity, own = StickerTextSimilarity(), pipe.scheduler
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    frames, channels = pipe.unet.config.num_frames, pipe.vae.config.in_channels
-    maker = ClipMaker(frames, size, channels, procedural_fraction=1.0, min_keyframes=1, max_keyframes=frames)
-    clips = StickerClips([options.data], maker, seed=options.seed)
-    samples = [clips[number] for number in range(options.count)]
-    truth = torch.stack([sample["clip"] for sample in samples]).add(1).div(2)
-    captions = [sample["caption"] for sample in samples]
 
     print(
-        f"{options.count} clips of {size} pixels from {options.data}, seed {options.seed}, {options.dtype}, "
-        f"torch {torch.__version__}"
+        f"{options.count} clips of {truth.shape[-1]} pixels from {options.data}, seed {options.seed}, "
+        f"{options.dtype}, torch {torch.__version__}"
     )
     print(
         f"{'sampler':<9}{'steps':>7}{'text':>6}{'image':>7}{'eta':>5}{'error':>9}{'motion':>8}{'FVD':>8}{'CLIP':>7}"
@@ -190,4 +206,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
