@@ -181,6 +181,7 @@ class Comparison:
         if not (source / METADATA_FILE).is_file():
             write_source_pictures(source, args.source_pictures, args.seed)
         common = ("--resolution", args.resolution, "--num_frames", NUM_FRAMES, "--seed", args.seed, *self.parts())
+        common += ("--dataloader_num_workers", 1)  # reads the next clips while some are encoded
         for folder, data in ((self.folder / "source-latents", [source]), (self.stickers, args.train_data_dir)):
             self.run_chains([[Job(folder, "prepare_dataset", texts(*common, "--train_data_dir", *data))]])
 

@@ -22,7 +22,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PALETTE_TYPE, RGBA_TYPE = 3, 6
 AVERAGE = 3  # the number of PNG's filter that predicts the mean of the pixels to the left and above
 QUICK = 4  # zlib's level for choosing filters
-DENSE = 1 / 8  # bytes per value: from here on it is noise
+DENSE = 1 / 8  # bytes per value: from here on it is noise, unless a quick search finds more than runs
+WORTH = 1.02  # times the bytes of that search: runs that take no more are not searched any further
 FRAMES = 16  # that are made lossy at once: their diagonals stay within 300 MB at 512 pixels
 DEAD_ZONE = 0.65  # steps: smaller differences from the prediction are dropped
 
@@ -67,9 +68,11 @@ def compress(pixels: np.ndarray, effort: int) -> bytes:
         data = np.concatenate([filters[:, None].astype(np.uint8), chosen], axis=1).tobytes()
         strategy = zlib.Z_FILTERED if filters.any() else zlib.Z_DEFAULT_STRATEGY
         attempts.append((len(deflate(data, QUICK, strategy)), data, strategy))
-    _, data, strategy = min(attempts)
+    quick, data, strategy = min(attempts)
     runs = deflate(data, QUICK, zlib.Z_RLE)
-    return runs if len(runs) > DENSE * len(data) else min(runs, deflate(data, effort, strategy), key=len)
+    if DENSE * len(data) < len(runs) <= WORTH * quick:
+        return runs
+    return min(runs, deflate(data, effort, strategy), key=len)
 
 
 def changed_box(before: np.ndarray | None, after: np.ndarray) -> tuple[int, int, int, int]:
