@@ -219,10 +219,11 @@ def model_index(results: dict[str, Any]) -> str:
                 dataset_name=table["set"],
                 # the Hub puts results of one type and config together, whatever their names
                 dataset_config=f"{table['task']}, set in motion" if table["procedural"] else table["task"],
+                dataset_args=made_with,  # of all its figures
                 metric_type=figure["measure"],
                 metric_name=figure["title"],
                 metric_value=figure["value"],
-                metric_args={name: figure[name] for name in about} | made_with,
+                metric_args={name: figure[name] for name in about},
             )
             for table in results["tables"]
             for figure in table["figures"]

@@ -73,9 +73,14 @@ def test_the_way_that_keeps_most_is_taken():
     assert exact.quality == "9 colours"
 
 
-@pytest.mark.parametrize("palette, share, taken", [(True, 0.7, "rounded"), (True, 0.4, "160"), (False, 0.4, "lossy")])
-def test_no_other_way_keeps_more_of_texture(palette, share, taken):
+@pytest.mark.parametrize(
+    "palette, noise, share, taken",
+    [(True, 0, 0.7, "rounded"), (True, 0, 0.4, "160"), (False, 0, 0.4, "112"), (False, 30, 0.5, "lossy")],
+)
+def test_no_other_way_keeps_more_of_texture(palette, noise, share, taken):
     clip = job("apng", 2, palette)
+    colours = clip.clip[..., :3]
+    colours[:] = np.clip(colours + np.random.default_rng(1).normal(0, noise, colours.shape), 0, 255)
     aim = int(share * len(clip.encode(Setting("lossless")).data))
     likeness = {}
     for way in settings("apng"):

@@ -606,7 +606,7 @@ def test_markdown_and_model_index(finished):
     assert len(errors) == 2  # one of each model
     for error in errors:
         assert (error.task_type, error.metric_value, error.metric_args["n"]) == ("image-text-to-video", 0, 4)
-        assert error.dataset_type == "balls" and "torch" in error.metric_args["versions"]
+        assert error.dataset_type == "balls" and "torch" in error.dataset_args["versions"]
 
 
 def test_reports_of_tests_hub_ids_and_left_out_files(script, finished):

@@ -32,6 +32,7 @@ from rdtf_diffusers.utils.hub import (
     model_card,
     public_name,
     push_to_hub,
+    with_measures,
 )
 
 
@@ -195,6 +196,22 @@ def test_figures_are_put_on_a_card(folder, evaluation, hub):
     pushed = ModelCard(hub.repositories["me/sticker"]["README.md"].decode()).data
     assert (pushed.library_name, pushed.pipeline_tag) == ("diffusers", "image-text-to-video")
     assert pushed.eval_results == figures(seeds=3)
+
+
+def test_some_figures_are_put_on_a_card(folder, evaluation):
+    model_card(folder).save(folder / "README.md")
+    add_evaluation(folder, evaluation, measures=["ssim", "psnr"])
+    found = ModelCard.load(folder / "README.md").data.eval_results
+    assert [one.metric_type for one in found] == ["psnr", "ssim"]
+    with pytest.raises(ValueError, match="must be of known_frame_error, psnr, ssim; got frechet"):
+        add_evaluation(folder, evaluation, measures=["psnr", "frechet"])
+
+
+def test_a_measure_stands_for_those_below_it():
+    metrics = [{"type": name} for name in ("frechet/sticker", "frechet/i3d", "psnr")]
+    entry = {"name": "m", "results": [{"metrics": metrics}, {"metrics": metrics[2:]}]}
+    assert with_measures(entry, ["frechet"]) == {"name": "m", "results": [{"metrics": metrics[:2]}]}
+    assert with_measures(entry, ["frechet/i3d"]) == {"name": "m", "results": [{"metrics": metrics[1:2]}]}
 
 
 def test_figures_of_nobody_are_refused(folder, evaluation, tmp_path):

@@ -176,16 +176,24 @@ def model_card(
     )
 
 
-def add_evaluation(folder: str | os.PathLike, evaluation: str | os.PathLike, name: str | None = None) -> None:
+def add_evaluation(
+    folder: str | os.PathLike,
+    evaluation: str | os.PathLike,
+    name: str | None = None,
+    measures: Sequence[str] | None = None,
+) -> None:
     """Puts a model's figures into the head of its card, where the Hub looks for them, in place of older ones.
 
     Args:
         folder: The model's, with its card.
         evaluation: What `examples/evaluate.py` left: the folder, or the `model-index.yml` in it.
         name: What the model is called there; by default the name of its folder.
+        measures: Which figures, as `type` names them; "frechet" means all of "frechet/...", None means all that there
+            are.
 
     Raises:
-        ValueError: There is no card, no evaluation, or no model of that name in it; the names are listed.
+        ValueError: There is no card, no evaluation, no model of that name in it, or none of its figures is of a
+            measure; the names are listed.
     """
     card, file = Path(folder) / CARD_FILE, Path(evaluation)
     file = file / EVALUATION_FILE if file.is_dir() else file
@@ -198,7 +206,21 @@ def add_evaluation(folder: str | os.PathLike, evaluation: str | os.PathLike, nam
     name = name or public_name(folder)
     if name not in entries:
         raise ValueError(f"`name` must be a model of {file}: {', '.join(entries)}; got {name!r}")
-    metadata_save(card, (metadata_load(card) or {}) | {"model-index": [entries[name]]})
+    entry = entries[name] if measures is None else with_measures(entries[name], measures)
+    metadata_save(card, (metadata_load(card) or {}) | {"model-index": [entry]})
+
+
+def with_measures(entry: dict[str, Any], measures: Sequence[str]) -> dict[str, Any]:
+    """A model's entry of a `model-index` with figures of some measures alone; see `add_evaluation`."""
+    types = {metric["type"] for result in entry["results"] for metric in result["metrics"]}
+    wanted = {found for found in types if found in measures or found.partition("/")[0] in measures}
+    if missing := [name for name in measures if not any(name in (found, found.partition("/")[0]) for found in wanted)]:
+        raise ValueError(f"`measures` must be of {', '.join(sorted(types))}; got {', '.join(missing)}")
+    results = [
+        result | {"metrics": [metric for metric in result["metrics"] if metric["type"] in wanted]}
+        for result in entry["results"]
+    ]
+    return entry | {"results": [result for result in results if result["metrics"]]}
 
 
 def push_to_hub(
