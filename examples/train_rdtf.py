@@ -52,6 +52,7 @@ from rdtf_diffusers.checkpoints import SETTINGS_FILE
 from rdtf_diffusers.training import (
     PRESETS,
     DualMaskCollator,
+    Muon,
     dual_mask_loss,
     make_curriculum,
     mask_condition_latents,
@@ -122,7 +123,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
 
 
 def make_optimizer(unet: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW on the trainable weights, in 32 or 8 bits.
+    """What `--optimizer` names, on the trainable weights.
 
     Raises:
         ValueError: trainable weights are not float32, in which small updates would be lost.
@@ -134,6 +135,8 @@ def make_optimizer(unet: torch.nn.Module, args: argparse.Namespace) -> torch.opt
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(trainable, **optimizer_settings(args))
+    if args.optimizer == "muon":
+        return Muon(trainable, **optimizer_settings(args))
     # fused: the default on GPUs makes a copy of all second moments in each step
     return torch.optim.AdamW(trainable, fused=True, **optimizer_settings(args))
 
@@ -249,6 +252,8 @@ class Trainer:
         args, unet = self.args, self.pipeline.unet
         if args.use_ema and self.weights_are_sharded:
             raise ValueError("`use_ema` needs whole weights on every process: use DDP or DeepSpeed stage 2.")
+        if args.optimizer == "muon" and self.weights_are_sharded:
+            raise ValueError("`optimizer` muon needs whole weights on every process: use DDP or DeepSpeed stage 2.")
         if args.gradient_checkpointing:
             # diffusers' own function makes torch.compile compile every block anew
             unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
@@ -499,8 +504,10 @@ class Trainer:
         }
         purge = {"tensorboard": {"purge_step": self.first_step + 1}} if self.first_step else {}
         self.accelerator.init_trackers(self.args.tracker_project_name, config=settings, init_kwargs=purge)
-        # The sequences are short and many: on a CPU plain matrix products beat fused attention.
+        # The sequences are short and many: on a CPU plain matrix products beat fused attention. Despite its place the
+        # flag is for any device, and lets them stay in bfloat16.
         on_cpu = self.accelerator.device.type == "cpu"
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(on_cpu)
         with self.signal, sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
             self.train()
         if not self.stopping:

@@ -125,6 +125,7 @@ def add_optimisation_arguments(group) -> None:
     add("--scale_lr", action="store_true", help="Multiply it by processes, accumulation and batch size.")
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="How the rate goes on.")
     add("--lr_warmup_steps", type=int, default=0, help="Optimiser steps in which the rate rises.")
+    add("--optimizer", choices=["adamw", "muon"], default="adamw", help="muon: AdamW for all but matrices.")
     add("--adam_beta1", type=float, default=0.9, help="Decay of the first moment.")
     add("--adam_beta2", type=float, default=0.999, help="Decay of the second moment.")
     add("--adam_weight_decay", type=float, default=1e-2, help="Decoupled weight decay.")
@@ -187,6 +188,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     check_validation(parser, args)
     if args.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
         parser.error("--use_8bit_adam needs a package more: pip install bitsandbytes")
+    if args.use_8bit_adam and args.optimizer != "adamw":
+        parser.error(f"--use_8bit_adam: there is no --optimizer {args.optimizer} in 8 bits")
     if args.offload_ema and not args.use_ema:
         parser.error("--offload_ema: there is no average to offload without --use_ema")
     if args.max_train_steps and args.num_train_epochs:

@@ -68,7 +68,8 @@ class FrameResnet(nn.Module):
     """A residual block without time embedding, twice [GroupNorm (1 group), SiLU, Conv 3x3], in upstream's key names.
 
     Upstream's block leaves the order in memory to the convolutions. With only `channels` = F of them that costs more
-    than the convolutions do, so here every norm and sum sees NCHW.
+    than the convolutions do, so here every norm and sum sees NCHW. So do the convolutions, but for training under
+    autocast on a CPU, where their gradients take half the time in channels-last.
     """
 
     def __init__(self, channels: int):
@@ -79,8 +80,11 @@ class FrameResnet(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
 
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.conv1(F.silu(self.norm1(clip))).contiguous()
-        return clip + self.conv2(F.silu(self.norm2(hidden_states))).contiguous()
+        trains = torch.is_grad_enabled() and clip.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        layout = torch.channels_last if trains else torch.contiguous_format
+        normed = self.norm1(clip).contiguous(memory_format=layout)
+        normed = self.norm2(self.conv1(F.silu(normed)).contiguous()).contiguous(memory_format=layout)
+        return clip + self.conv2(F.silu(normed)).contiguous()
 
 
 class FrameResnets(nn.Module):
