@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from peft import LoraConfig
 from PIL import Image
 from tiny_models import make_pipeline, make_unet
 
-from rdtf_diffusers import StickerGenerationPipeline, baselines
+from rdtf_diffusers import StickerGenerationPipeline, baselines, demo_checkpoint
+from rdtf_diffusers.checkpoints import generation_settings
 from rdtf_diffusers.data import card as card_module
 from rdtf_diffusers.data.card import dataset_card
 from rdtf_diffusers.data.rows import load_rows
@@ -378,7 +380,23 @@ def test_objects_are_pushed_with_a_card(hub):
     assert hub.visibility is None
     push_to_hub(make_unet(), "me/unet", token="hf_test")
     card = hub.repositories["me/unet"]["README.md"].decode()
-    assert "UNetDiscreteFrameModel.from_pretrained('me/unet')" in card and "pipeline_tag" not in card
+    assert "UNetDiscreteFrameModel.from_pretrained('me/unet')" in card
+    assert metadata(card)["pipeline_tag"] == "image-text-to-video"
+
+
+def test_objects_take_along_what_belongs_to_the_folder_they_came_from(hub):
+    """As the bundled weights, whose sources have to be named wherever they go."""
+    pipe = StickerGenerationPipeline.from_pretrained(demo_checkpoint())
+    push_to_hub(pipe, "me/pipe", token="hf_test")
+    push_to_hub(pipe.unet, "me/unet", token="hf_test")
+    for name in ("pipe", "unet"):
+        files = hub.repositories[f"me/{name}"]
+        assert metadata(files["README.md"].decode())["license"] == "cc-by-4.0"
+        for file in Path(demo_checkpoint()).glob("*/*-MIT.txt"):
+            assert files[f"licences/{file.name}"] == file.read_bytes()
+        assert b"](ATTRIBUTION.md)" in files["README.md"] and b"licences/" in files["ATTRIBUTION.md"]
+    settings = json.loads(hub.repositories["me/pipe"]["generation.json"])
+    assert settings == generation_settings(demo_checkpoint())
 
 
 def test_repositories_are_made_beforehand(hub):

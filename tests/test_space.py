@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import runpy
 import sys
@@ -99,8 +100,10 @@ def test_package_comes_from_the_wheel_where_it_is_missing(monkeypatch, tmp_path)
     monkeypatch.setattr(app, "__file__", str(tmp_path / "app.py"))
     with pytest.raises(FileNotFoundError, match="pip wheel --no-deps"):
         app.install_package()
-    wheel = tmp_path / "rdtf_diffusers-0.1.0-py3-none-any.whl"
-    wheel.touch()
+    for number, version in enumerate(("0.9.0", "0.10.0")):
+        wheel = tmp_path / f"rdtf_diffusers-{version}-py3-none-any.whl"
+        wheel.touch()
+        os.utime(wheel, (number, number))
     app.install_package()
     assert commands[0][1:] == ["-m", "pip", "install", "--no-deps", str(wheel)]
 
@@ -286,6 +289,35 @@ def test_visitors_who_are_too_fast_wait(monkeypatch):
     now[0] += 1000
     limit.check(visitor("c"))
     assert set(limit.times) == {"c"}
+
+
+def test_every_button_counts_and_the_queue_is_short(monkeypatch, address):
+    limit = jobs.RateLimit(0, 60)
+    monkeypatch.setattr(limit, "check", lambda request: (_ for _ in ()).throw(gr.Error("too fast")))
+    monkeypatch.setattr(jobs, "rate_limit", limit)
+    calls = (
+        jobs.sticker("a", visitor(), **panel()),
+        jobs.keyframes("a", visitor(), **panel()),
+        jobs.continued(HEART_STICKER, visitor(), 3, "a"),
+        jobs.export(HEART_STICKER, visitor(), ["slack"]),
+    )
+    for call in calls:
+        with pytest.raises(gr.Error, match="too fast"):
+            next(call)
+    (page,) = [page for page in gr.Blocks.get_instances() if page.local_url == address]
+    assert page._queue.max_size == 24 and page.delete_cache == (1800, 7200)
+
+
+def test_defaults_of_a_large_model_are_within_what_visitors_may_set(monkeypatch):
+    other = load_example("space/jobs.py")
+    settings = {"num_inference_steps": 50, "guidance_scale": 12.5}
+    monkeypatch.setattr(other, "generation_settings", lambda model: settings)
+    assert other.defaults() == {
+        "num_inference_steps": 30,
+        "guidance_scale": 10,
+        "image_guidance_scale": 7.5,
+        "eta": 1.0,
+    }
 
 
 def test_drawing_and_fitting_end_at_their_time_limits(monkeypatch):

@@ -26,6 +26,7 @@ PICTURES = EXAMPLES / "space" / "examples"
 HOSTILE = "<img src=x onerror=\"window.hacked='yes'\"><script>window.hacked='yes'</script>"
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
+ANIMATION = "Sticker: WebP, GIF or APNG"
 TABS = ("Sticker", "Keyframes", "Continue", "Export")
 
 
@@ -153,6 +154,7 @@ def test_texts_and_file_names_of_visitors_are_never_run(page, address, tmp_path)
     assert page.evaluate("window.hacked") is None
 
 
+@pytest.mark.parametrize("page", [DESKTOP, PHONE], ids=["desktop", "phone"], indirect=True)
 def test_keyframes_are_put_on_a_timeline(page):
     tab = open_tab(page, "Keyframes")
     put_picture(field(tab, "8"), PICTURES / "star.png")
@@ -160,6 +162,16 @@ def test_keyframes_are_put_on_a_timeline(page):
     frames = finished(page, tab)
     assert len(frames) == 8
     assert frames[7][32, 32, :3].tolist() != frames[0][32, 32, :3].tolist()  # the star, and the heart
+    with page.expect_download() as download:
+        tab.get_by_role("button", name="Download").click()
+    np.testing.assert_array_equal(read_animation(download.value.path()).frames, frames)
+
+
+def test_an_uploaded_sticker_goes_on(page):
+    tab = open_tab(page, "Continue")
+    put_picture(field(tab, ANIMATION), PICTURES / "heart.webp")
+    tab.get_by_role("button", name="Make the sticker").click()
+    assert len(finished(page, tab)) == 13
 
 
 def test_a_finished_sticker_goes_on_and_is_fitted(page):
@@ -173,12 +185,13 @@ def test_a_finished_sticker_goes_on_and_is_fitted(page):
     np.testing.assert_array_equal(longer[:8, ..., 3], first[..., 3])
     assert len(longer) == 13
     tab.get_by_role("button", name="Fit to platforms").click()
-    sent = field(shown_tab(page, "Export"), "Sticker").locator("img")
+    sent = field(shown_tab(page, "Export"), ANIMATION).locator("img")
     np.testing.assert_array_equal(read_animation(fetch(page, sent)).frames, longer)
 
 
 def test_export_shows_real_sizes_rules_and_files(page, tmp_path):
     tab = open_tab(page, "Export")
+    put_picture(field(tab, ANIMATION), PICTURES / "heart.webp")
     for name in ("WhatsApp sticker", "Telegram video sticker", "Discord sticker"):
         tab.get_by_label(name).uncheck()
     for name in ("Telegram video emoji", "Slack emoji"):

@@ -20,7 +20,7 @@ def install_package() -> None:
     if find_spec("rdtf_diffusers"):
         return
     folder = Path(__file__).parent
-    wheels = sorted(folder.glob("rdtf_diffusers-*.whl"))
+    wheels = sorted(folder.glob("rdtf_diffusers-*.whl"), key=lambda wheel: wheel.stat().st_mtime)
     if not wheels:
         raise FileNotFoundError(f"no wheel in {folder}; build one: python -m pip wheel --no-deps -w examples/space .")
     subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", str(wheels[-1])], check=True)

@@ -108,13 +108,13 @@ def pipeline() -> StickerGenerationPipeline:
 
 @cache
 def defaults() -> dict[str, float]:
-    """Steps, scales and eta that suit the model; the paper's scales where it does not say."""
-    return {
-        "num_inference_steps": 25,
-        "guidance_scale": 7.5,
-        "image_guidance_scale": 7.5,
-        "eta": 1.0,
-    } | generation_settings(MODEL)
+    """Steps, scales and eta that suit the model, as far as visitors may set them; the paper's scales where it does not
+    say."""
+    scales = {"guidance_scale": 7.5, "image_guidance_scale": 7.5, "eta": 1.0}
+    settings = {"num_inference_steps": 25} | scales | generation_settings(MODEL)
+    return settings | {
+        name: min(max(settings[name], low), high) for name, (low, high) in RANGES.items() if name in settings
+    }
 
 
 def read(path: str, what: str) -> Animation:

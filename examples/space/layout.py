@@ -40,7 +40,8 @@ def build() -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(1800, 7200)) as page:
         gr.Markdown(INTRODUCTION)
         going_on, to_fit = (
-            picture_field("Sticker", "large", value=EXAMPLE_STICKER, height=320, render=False) for _ in range(2)
+            picture_field("Sticker: WebP, GIF or APNG", "large", value=EXAMPLE_STICKER, height=320, render=False)
+            for _ in range(2)
         )
         with gr.Tabs() as tabs:
             targets = {"Continue it": ("continue", going_on), "Fit to platforms": ("export", to_fit)}

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,10 +42,11 @@ from huggingface_hub.utils import httpx
 import rdtf_diffusers
 
 from .. import baselines
-from ..checkpoints import generation_settings
+from ..checkpoints import SETTINGS_FILE, generation_settings
 
 
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
+LICENCES = "licences"  # a folder of texts that it names
 SPLITS = ("train", "validation", "test")
 ADAPTERS = {"I2V_ADAPTER": "I2VAdapterModel", "SIMDA": "SimDAModel", "LORA": "CustomizeAVideoModel"}  # by `peft_type`
 # What a training run leaves beside the model; patterns of `fnmatch` on paths within the folder.
@@ -152,7 +154,7 @@ def model_card(
     card_data = ModelCardData(
         license=license,
         library_name="diffusers",
-        pipeline_tag=None if saved.kind == "model" else "image-text-to-video",
+        pipeline_tag="image-text-to-video",
         tags=["stickers", "animation", "adapter" if saved.kind == "adapter" else "rdtf"],
         base_model=hub_bases,
         base_model_relation="adapter" if hub_bases and saved.kind == "adapter" else None,
@@ -236,7 +238,8 @@ def push_to_hub(
 
     Args:
         what: A folder, uploaded as it is; or a pipeline, model or adapter of `rdtf_diffusers.baselines`, saved with a
-            model card in a temporary folder first.
+            model card in a temporary folder first. What came from a folder takes that one's `ATTRIBUTION.md`,
+            licence and `generation.json` along.
         repo_id: "name" or "owner/name".
         repo_type: "model", or "dataset" for a folder of stickers or of prepared data.
         token: With the right to write; by default the one of `hf auth login` or `HF_TOKEN`.
@@ -265,13 +268,32 @@ def push_to_hub(
         return _upload(Path(what), repo_id, repo_type, token, private, ignore, advice)
     with tempfile.TemporaryDirectory() as folder:
         what.save_pretrained(folder)
-        model_card(folder, repo_id=repo_id).save(Path(folder) / CARD_FILE)
+        license = copy_origin(what, Path(folder))
+        model_card(folder, repo_id=repo_id, license=license).save(Path(folder) / CARD_FILE)
         advice = "save it with `save_pretrained` to upload it later with `hf upload`"
         return _upload(Path(folder), repo_id, repo_type, token, private, ignore, advice)
 
 
+def copy_origin(what: Saveable, folder: Path) -> str | None:
+    """Puts what belongs to the weights of `what` beside them in `folder`, if they were loaded from a folder.
+
+    Returns:
+        The licence that the card there names.
+    """
+    name = getattr(getattr(what, "config", None), "_name_or_path", None)
+    if not name or not (origin := Path(name)).is_dir():
+        return None
+    copy_attribution([origin], folder)
+    if (settings := origin / SETTINGS_FILE).is_file():
+        shutil.copy(settings, folder)
+    cards = [place / CARD_FILE for place in (origin, origin.parent) if (place / CARD_FILE).is_file()]
+    return (metadata_load(cards[0]) or {}).get("license") if cards else None
+
+
 def copy_attribution(data: Iterable[str | os.PathLike], folder: str | os.PathLike) -> None:
     """Puts every `ATTRIBUTION.md` of the training data into one in `folder`, which is left as it is if there is none.
+
+    Texts in folders `licences` beside them come along.
 
     Args:
         data: Training data; the file is looked for in each folder and in the two above it.
@@ -279,7 +301,11 @@ def copy_attribution(data: Iterable[str | os.PathLike], folder: str | os.PathLik
     """
     places = [Path(name).absolute() for name in data]
     files = [place / ATTRIBUTION_FILE for path in places for place in (path, *path.parents[:2])]
-    texts = dict.fromkeys(file.read_text(encoding="utf-8").strip() for file in files if file.is_file())
+    files = [file for file in files if file.is_file()]
+    for licences in {file.with_name(LICENCES) for file in files}:
+        if licences.is_dir():
+            shutil.copytree(licences, Path(folder) / LICENCES, dirs_exist_ok=True)
+    texts = dict.fromkeys(file.read_text(encoding="utf-8").strip() for file in files)
     if texts:
         (Path(folder) / ATTRIBUTION_FILE).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
