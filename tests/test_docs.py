@@ -21,8 +21,13 @@ from rdtf_diffusers.training import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SPACE = ROOT / "examples" / "space" / "README.md"  # whose Python test_space.py runs
 TRAINING, MODEL, STICKERS = (ROOT / "docs" / name for name in ("training.md", "model.md", "stickers.md"))
-INSTALLS = r'pytest|pip install -c constraints\.txt -e (\.|"\.\[(train|test|docs|space|all)\]")'
+INSTALLS = (
+    r'pytest|pip install -c constraints\.txt -e (\.|"\.\[(train|test|docs|space|all)\]")'
+    r"|python -m pip wheel --no-deps -w examples/space \."
+    r'|hf upload my-name/stickers examples/space \. --repo-type space --exclude "__pycache__/\*"'
+)
 # Where a script is given an argument twice, the last one holds.
 SMALL = {
     "train_rdtf.py": "--pretrained_model_name_or_path base --resolution 16 --train_batch_size 1 --report_to none "
@@ -43,7 +48,7 @@ def snippets(page: Path, language: str) -> list[str]:
 def commands(pages: list[Path]) -> list[str]:
     """All single commands, a line `a && b` counting as two, each once."""
     text = "".join(snippet for page in pages for snippet in snippets(page, "bash"))
-    lines = text.replace("\\\n", " ").splitlines()
+    lines = re.sub(r"  +# .*", "", text.replace("\\\n", " ")).splitlines()
     return list(dict.fromkeys(command.strip() for line in lines for command in line.split("&&")))
 
 
@@ -64,7 +69,18 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, workplace):
     exec(compile("\n".join(snippets(page, "python")), page.name, "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("command", commands([page for page in PAGES if page not in (TRAINING, MODEL, STICKERS)]))
+@pytest.mark.parametrize("page", [*PAGES, SPACE], ids=lambda page: page.name)
+def test_every_block_is_of_a_kind_that_a_test_looks_at(page):
+    """What has no language shows what a command prints, or how a folder looks."""
+    blocks = re.findall(r"^```(.*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    for kind, text in blocks:
+        assert kind.partition(" ")[0] in ("python", "bash", ""), kind
+        assert kind or not re.match(r"(python|pip|accelerate|rdtf-diffusers|hf|from|import) ", text), text
+
+
+@pytest.mark.parametrize(
+    "command", commands([*(page for page in PAGES if page not in (TRAINING, MODEL, STICKERS)), SPACE])
+)
 def test_commands(command, workplace):
     program, *arguments = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     if program == "rdtf-diffusers":
@@ -73,7 +89,9 @@ def test_commands(command, workplace):
         assert cli.main(arguments) == 0
         if arguments[0] == "generate":
             assert cli.build_parser().parse_args(arguments).output.stat().st_size > 0
-    elif program in ("accelerate", "python"):
+    elif command == "python examples/space/app.py":
+        load_example("space/app.py").install_package()
+    elif program in ("accelerate", "python") and arguments[:2] != ["-m", "pip"]:
         script = next(word for word in arguments if word.startswith("examples/"))
         load_example(script.removeprefix("examples/")).parse_args(arguments[arguments.index(script) + 1 :])
     else:
@@ -142,3 +160,8 @@ def test_first_screen_has_the_two_commands_that_set_everything_up():
     assert "pip install -c constraints.txt -e . && rdtf-diffusers generate" in first_screen
     assert 'pip install -c constraints.txt -e ".[test]" && pytest' in first_screen
     assert "](docs/images/" in first_screen
+
+
+def test_readme_is_short():
+    """A screen, what most people want next, and links."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 80

@@ -8,7 +8,8 @@ Still pictures that the model has not seen are set in motion by code, with words
 first frame and the words; its other frames are held against the true ones (premultiplied RGBA in [0, 1]). `error` is
 the mean squared distance, `motion` the mean absolute change from frame to frame as a multiple of the true clips'.
 `FVD` is the package's own sticker-FVD of half of the clips from the true ones of the other half, `CLIP` its
-sticker-CLIP of clips and words: in-domain proxies, as in evaluate.py. The first row repeats the first frame, the
+sticker-CLIP of clips and words, and `asked` the share of clips in which its classifier sees the motion that the words
+ask for, of those with one motion: in-domain proxies, as in evaluate.py. The first row repeats the first frame, the
 second are the true clips. Settings are steps, text scale, image scale and eta, behind the name of a sampler if it is
 not to be the checkpoint's own; of these only ddim knows eta. All see the same clips and noise. The error favours
 blurred averages over sharp frames that are a little off, so look at the stickers, too (`--sheet`).
@@ -18,6 +19,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -29,6 +31,7 @@ from rdtf_diffusers.data.animation import over_white
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
 from rdtf_diffusers.metrics.frechet import split_distances
 from rdtf_diffusers.metrics.similarity import StickerTextSimilarity
+from rdtf_diffusers.metrics.sticker_encoder import StickerEncoder
 
 
 SETTINGS = ("12,1,1,1", "12,2,1,1", "12,2,2,1", "12,2,2,0", "12,3,2,1", "20,2,2,1", "20,3,2,1")
@@ -97,22 +100,41 @@ def draw(pipe: StickerGenerationPipeline, truth: torch.Tensor, captions: list[st
     return torch.cat(drawn)
 
 
-def compare(
-    clips: torch.Tensor, truth: torch.Tensor, captions: list[str], similarity: StickerTextSimilarity
-) -> dict[str, float | None]:
+@dataclass(frozen=True)
+class Moved:
+    """Pictures set in motion: (N, F, C, H, W) premultiplied in [0, 1], captions, and the names of their motions."""
+
+    clips: torch.Tensor
+    captions: list[str]
+    motions: list[list[str]]
+
+
+def asked_share(clips: torch.Tensor, motions: list[list[str]], encoder: StickerEncoder) -> float | None:
+    """Of the clips (N, F, C, H, W) in [-1, 1] with one motion, the share in which it is seen; None without any."""
+    answers = encoder.classify_motion(clips).argmax(dim=1).tolist()
+    seen = [encoder.motions[answer] == asked[0] for answer, asked in zip(answers, motions) if len(asked) == 1]
+    return sum(seen) / len(seen) if seen else None
+
+
+def compare(clips: torch.Tensor, moved: Moved, similarity: StickerTextSimilarity) -> dict[str, float | None]:
     """The figures of clips beside the true ones, both (N, F, C, H, W) premultiplied in [0, 1]."""
+    truth = moved.clips
     ours, real = (similarity.encoder.clip_features(x * 2 - 1).double().numpy() for x in (clips, truth))
     return {
         "error": (clips[:, 1:] - truth[:, 1:]).square().mean().item(),
         "motion": motion(clips) / motion(truth),
         "fvd": split_distances(ours, real).mean() if len(clips) >= FRECHET_CLIPS else None,
-        "clip": similarity(clips * 2 - 1, captions).mean().item(),
+        "clip": similarity(clips * 2 - 1, moved.captions).mean().item(),
+        "asked": asked_share(clips * 2 - 1, moved.motions, similarity.encoder),
     }
 
 
 def print_row(name: str, row: dict[str, float]) -> None:
     print(f"{name:<34}{row['error']:>9.4f}{row['motion']:>8.2f}", end="")
-    print(f"{'-' if row['fvd'] is None else format(row['fvd'], '.1f'):>8}{row['clip']:>7.3f}", end="")
+    fvd, asked = (
+        "-" if row[key] is None else format(row[key], spec) for key, spec in (("fvd", ".1f"), ("asked", ".0%"))
+    )
+    print(f"{fvd:>8}{row['clip']:>7.3f}{asked:>7}", end="")
     print(f"{row['seconds_per_clip']:>8.2f}" if "seconds_per_clip" in row else "", flush=True)
 
 
@@ -147,14 +169,18 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def true_clips(pipe: StickerGenerationPipeline, data: str, count: int, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """Pictures set in motion, premultiplied (N, F, C, H, W) in [0, 1], and their captions."""
+def true_clips(pipe: StickerGenerationPipeline, data: str, count: int, seed: int) -> Moved:
+    """Pictures of a folder, set in motion in the size of the model."""
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     frames, channels = pipe.unet.config.num_frames, pipe.vae.config.in_channels
     maker = ClipMaker(frames, size, channels, procedural_fraction=1.0, min_keyframes=1, max_keyframes=frames)
     clips = StickerClips([data], maker, seed=seed)
     samples = [clips[number] for number in range(count)]
-    return torch.stack([sample["clip"] for sample in samples]).add(1).div(2), [clip["caption"] for clip in samples]
+    return Moved(
+        torch.stack([sample["clip"] for sample in samples]).add(1).div(2),
+        [sample["caption"] for sample in samples],
+        [sample["motions"] for sample in samples],
+    )
 
 
 def main(args: list[str] | None = None) -> int:
@@ -174,8 +200,8 @@ def measure(options: argparse.Namespace) -> None:
     dtype = getattr(torch, options.dtype)
     pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint(), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    truth, captions = true_clips(pipe, options.data, options.count, options.seed)
-    similarity, own = StickerTextSimilarity(), pipe.scheduler
+    moved = true_clips(pipe, options.data, options.count, options.seed)
+    truth, similarity, own = moved.clips, StickerTextSimilarity(), pipe.scheduler
 
     print(
         f"{options.count} clips of {truth.shape[-1]} pixels from {options.data}, seed {options.seed}, "
@@ -183,10 +209,10 @@ def measure(options: argparse.Namespace) -> None:
     )
     print(
         f"{'sampler':<9}{'steps':>7}{'text':>6}{'image':>7}{'eta':>5}{'error':>9}{'motion':>8}{'FVD':>8}{'CLIP':>7}"
-        f"{'s/clip':>8}"
+        f"{'asked':>7}{'s/clip':>8}"
     )
     references = {"first frame repeated": truth[:, :1].expand_as(truth), "true clips": truth}
-    rows = [{"name": name, **compare(clips, truth, captions, similarity)} for name, clips in references.items()]
+    rows = [{"name": name, **compare(clips, moved, similarity)} for name, clips in references.items()]
     for row in rows:
         print_row(row["name"], row)
     for setting in options.settings:
@@ -194,9 +220,9 @@ def measure(options: argparse.Namespace) -> None:
         pipe.scheduler = SAMPLERS[sampler].from_config(own.config) if sampler else own
         settings = {key: value for key, value in setting.items() if key != "sampler"}
         start = time.perf_counter()
-        drawn = draw(pipe, truth, captions, settings)
+        drawn = draw(pipe, truth, moved.captions, settings)
         seconds = (time.perf_counter() - start) / len(truth)
-        rows.append(row := {**setting, **compare(drawn, truth, captions, similarity), "seconds_per_clip": seconds})
+        rows.append(row := {**setting, **compare(drawn, moved, similarity), "seconds_per_clip": seconds})
         steps, text, image, eta = settings.values()
         print_row(f"{sampler or 'own':<9}{steps:>7}{text:>6g}{image:>7g}{eta:>5g}", row)
     if options.sheet is not None:
