@@ -272,6 +272,8 @@ def compute_as_cuda(model: nn.Module) -> None:
 
 
 def attention_of(device_type: str) -> Any:
+    """Attention as `train_rdtf.py` has it on this kind of device."""
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(device_type == "cpu")
     return sdpa_kernel(SDPBackend.MATH) if device_type == "cpu" else nullcontext()
 
 
