@@ -160,7 +160,7 @@ class Trainer:
         stopping: whether a signal ended the run before its last step.
     """
 
-    lasting_facts = ("unet", "prediction_type", "use_ema", "curriculum")  # which a resumed run must share
+    lasting_facts = ("unet", "prediction_type", "optimizer", "use_ema", "curriculum")  # which a resumed run must share
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -341,6 +341,7 @@ class Trainer:
         return {
             "unet": {key: value for key, value in self.pipeline.unet.config.items() if not key.startswith("_")},
             "prediction_type": self.pipeline.scheduler.config.prediction_type,
+            "optimizer": args.optimizer,
             "use_ema": args.use_ema,
             "curriculum": args.curriculum,
             "processes": self.accelerator.num_processes,

@@ -89,7 +89,9 @@ def test_checkpoints_can_be_run_and_resumed(script, base, stickers, tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint-4", "checkpoint-6", "checkpoint-7"]
 
 
-@pytest.mark.parametrize("more", [(), ("--offload_ema", "--foreach_ema")], ids=["ema", "offloaded"])
+@pytest.mark.parametrize(
+    "more", [("--optimizer", "muon"), ("--offload_ema", "--foreach_ema")], ids=["muon", "offloaded"]
+)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(script, base, stickers, tmp_path, more):
     more = ("--use_ema", "--curriculum_steps", 5, "--lr_scheduler", "cosine", "--max_train_steps", 5, *more)
     assert script.main(arguments(base, stickers, tmp_path / "whole", *more)) == 0
