@@ -1,6 +1,6 @@
 """What came out of a comparison: the paper's claims with what was measured of them, tables, a plot.
 
-    write_report(folder, facts, methods, tables, shown)
+    write_report(folder, evaluation, results, shown)
 
 Claims are tested on the figures that the paper gives, a Frechet distance and the similarity of text and clip.
 """

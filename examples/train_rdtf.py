@@ -252,8 +252,8 @@ class Trainer:
         args, unet = self.args, self.pipeline.unet
         if args.use_ema and self.weights_are_sharded:
             raise ValueError("`use_ema` needs whole weights on every process: use DDP or DeepSpeed stage 2.")
-        if args.optimizer == "muon" and self.weights_are_sharded:
-            raise ValueError("`optimizer` muon needs whole weights on every process: use DDP or DeepSpeed stage 2.")
+        if args.optimizer == "muon" and (self.weights_are_sharded or self.accelerator.state.deepspeed_plugin):
+            raise ValueError("`optimizer` muon needs whole weights on every process: use DDP, not FSDP or DeepSpeed.")
         if args.gradient_checkpointing:
             # diffusers' own function makes torch.compile compile every block anew
             unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))

@@ -186,10 +186,10 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     check_numbers(parser, args)
     check_data_arguments(parser, args)
     check_validation(parser, args)
-    if args.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
-        parser.error("--use_8bit_adam needs a package more: pip install bitsandbytes")
     if args.use_8bit_adam and args.optimizer != "adamw":
         parser.error(f"--use_8bit_adam: there is no --optimizer {args.optimizer} in 8 bits")
+    if args.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
+        parser.error("--use_8bit_adam needs a package more: pip install bitsandbytes")
     if args.offload_ema and not args.use_ema:
         parser.error("--offload_ema: there is no average to offload without --use_ema")
     if args.max_train_steps and args.num_train_epochs:
@@ -217,12 +217,13 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         value = getattr(args, name)
         if value is not None and not value > 0:
             parser.error(f"--{name} must be above 0, got {value}")
-    not_negative = "learning_rate lr_warmup_steps noise_offset input_perturbation seed"
+    not_negative = "learning_rate lr_warmup_steps noise_offset input_perturbation seed validation_guidance_scale"
     for name in (not_negative + " dataloader_num_workers adam_weight_decay").split():
         value = getattr(args, name)
         if value is not None and not value >= 0:
             parser.error(f"--{name} must not be negative, got {value}")
-    for name in "procedural_fraction joint_drop_prob text_drop_prob text_word_drop_prob ema_decay".split():
+    fractions = "procedural_fraction joint_drop_prob text_drop_prob text_word_drop_prob ema_decay validation_eta"
+    for name in fractions.split():
         if not 0.0 <= getattr(args, name) <= 1.0:
             parser.error(f"--{name} must be between 0 and 1, got {getattr(args, name)}")
 

@@ -68,7 +68,7 @@ def make_clips(
 def check_cache(clips: LatentClips, args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> None:
     """Refuses a latent cache that was prepared for another pipeline or other arguments, and names the differences."""
     made = clips.preparation
-    names = ("resolution", "num_frames", "keyframes", "center_crop", "image_interpolation_mode")
+    names = ("resolution", "num_frames", "keyframes", "keyframe_features", "center_crop", "image_interpolation_mode")
     wanted = {name: getattr(args, name) for name in names} | {"vae": fingerprint(pipeline.vae)}
     if made.text_variants:
         second = pipeline.text_encoder_2

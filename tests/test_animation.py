@@ -218,3 +218,11 @@ def test_resizing_is_what_the_filters_say(mode, source, size):
 def test_unknown_filters_are_refused():
     with pytest.raises(ValueError, match=r"`interpolation` must be one of bicubic, .*, got 'cubic'"):
         frames_to_clip(squares(1), 8, interpolation="cubic")
+
+
+def test_frames_of_several_sizes_are_refused(monkeypatch):
+    """As of a film that changes its size on the way."""
+    frames = [(np.zeros((size, size, 4), np.uint8), 100) for size in (4, 5)]
+    monkeypatch.setattr("rdtf_diffusers.data.animation.decode", lambda data, limits: frames)
+    with pytest.raises(AnimationError, match="film: its frames differ in size"):
+        read_animation(b"", "film")

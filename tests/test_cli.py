@@ -15,6 +15,7 @@ from PIL import Image, ImageSequence
 from rdtf_diffusers import __version__, cli
 from rdtf_diffusers.checkpoints import SETTINGS, SETTINGS_FILE, generation_settings
 from rdtf_diffusers.commands import generate as command
+from rdtf_diffusers.commands.output import slug
 from rdtf_diffusers.data import report
 
 
@@ -296,6 +297,18 @@ def test_a_file_is_exported_checked_and_shown(sticker, capsys):
     assert run("preview", "square.webp", "--output", "sheet.png", "--size", "16") == 0
     with Image.open("sheet.png") as sheet:
         assert sheet.mode == "RGB" and sheet.getpixel((13, 18)) == (225, 225, 225)  # the checkerboard
+
+
+def test_a_file_is_not_exported_onto_itself(sticker, capsys):
+    before = Path("square.webp").read_bytes()
+    assert run("export", "square.webp", "--platform", "discord-emoji", "--output", ".", "--format", "webp") == 2
+    assert "square.webp is the file that is read" in capsys.readouterr().err
+    assert Path("square.webp").read_bytes() == before
+
+
+def test_names_of_files_are_short_in_bytes():
+    assert slug("A dog, jumping!") == "a-dog-jumping" and slug("!") == "sticker"
+    assert len(slug("\U0001d4ec" * 80).encode()) == 120
 
 
 def test_platforms_are_listed(capsys):

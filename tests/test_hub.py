@@ -54,6 +54,7 @@ def folder(tmp_path_factory):
         "unfinished-6/a",
         "logs/events",
         "validation/step-5/0.webp",
+        "unet/.DS_Store",
         ".a/b",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

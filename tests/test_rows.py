@@ -175,6 +175,17 @@ def test_bad_files_are_named(folder, caplog):
     assert "still.png: " in caplog.text
 
 
+def test_a_tar_keeps_files_whose_names_differ_in_their_endings_alone(tmp_path):
+    files = {
+        "cat.gif": picture_bytes("GIF", "red", "blue"),
+        "cat.png": picture_bytes("PNG", "red"),
+        "cat.txt": b"a cat",
+    }
+    add_members(tmp_path / "0.tar", files.items())
+    rows = load_rows(tmp_path / "0.tar")
+    assert list(rows["text"]) == ["a cat"] * 2 and [len(read_row(row).frames) for row in rows] == [2, 1]
+
+
 def test_wrong_data_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no column `prompt`; the columns are file_name, text"):
         load_rows(jsonl(folder), caption_column="prompt")

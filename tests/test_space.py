@@ -63,6 +63,10 @@ def panel(**changes) -> dict:
     } | changes
 
 
+def panel_without_loop() -> dict:
+    return {name: value for name, value in panel().items() if name != "loop"}
+
+
 def moving(path: str) -> np.ndarray:
     """The frames of an animation that moves and has transparent parts."""
     frames = read_animation(path).frames
@@ -289,6 +293,27 @@ def test_visitors_who_are_too_fast_wait(monkeypatch):
     now[0] += 1000
     limit.check(visitor("c"))
     assert set(limit.times) == {"c"}
+
+
+def test_an_empty_seed_is_any_seed_and_numbers_are_whole():
+    settings = jobs.settings_of("a", **panel(seed=None, num_inference_steps=2.0))
+    assert settings["seed"] >= 0 and isinstance(settings["num_inference_steps"], int)
+    assert jobs.settings_of("a", **panel(seed=5.0))["seed"] == 5
+
+
+def test_a_long_frame_is_held_in_memory_once(monkeypatch, tmp_path):
+    """Its 24 places in what is continued share one resized picture."""
+    sizes = []
+
+    def counted(frames, *size):
+        sizes.append(len(frames))
+        return fit_canvas(frames, *size)
+
+    monkeypatch.setattr(jobs, "fit_canvas", counted)
+    long = tmp_path / "long.gif"
+    Image.open(HEART_STICKER).convert("RGBA").save(long, save_all=True, duration=30_000)
+    *_, (_, _, made) = jobs.continued(str(long), visitor(), 2.4, "a", **panel_without_loop())
+    assert sizes == [1] and made["kept"] == 2
 
 
 def test_every_button_counts_and_the_queue_is_short(monkeypatch, address):

@@ -73,6 +73,8 @@ def test_arguments_are_spelled_as_in_diffusers(script):
         ("--train_data_dir s --unet_model_name_or_path m --temporal_layer conv3d", "a given UNet has its own"),
         ("--train_data_dir s --unet_model_name_or_path m --block_out_channels 16 16", "a given UNet has its own"),
         ("--train_data_dir s --joint_drop_prob 1.5", "--joint_drop_prob must be between 0 and 1, got 1.5"),
+        ("--train_data_dir s --validation_eta 2", "--validation_eta must be between 0 and 1, got 2.0"),
+        ("--train_data_dir s --validation_guidance_scale nan", "must not be negative, got nan"),
         ("--train_data_dir s --offload_ema", "--use_ema"),
         ("--train_data_dir s --use_8bit_adam --optimizer muon", "no --optimizer muon in 8 bits"),
         ("--train_data_dir s --task_weights it2v", "--task_weights TASK=X"),

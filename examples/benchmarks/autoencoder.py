@@ -63,7 +63,7 @@ def load_autoencoder(folder: str) -> AutoencoderKL:
     Raises:
         ValueError: it has no alpha.
     """
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
     if vae.config.in_channels != CHANNELS:
         raise ValueError(f"{folder}: the autoencoder must have {CHANNELS} channels, got {vae.config.in_channels}")
     return vae

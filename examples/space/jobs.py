@@ -36,6 +36,7 @@ from rdtf_diffusers import Animation, StickerGenerationPipeline, __version__, de
 from rdtf_diffusers.checkpoints import generation_settings
 from rdtf_diffusers.commands.generate import load_pipeline
 from rdtf_diffusers.commands.output import slug
+from rdtf_diffusers.data.animation import evenly_timed
 from rdtf_diffusers.stickers.encode import encode
 from rdtf_diffusers.stickers.platforms import PLATFORMS
 from rdtf_diffusers.stickers.resize import fit_canvas
@@ -183,9 +184,9 @@ def draw(known: list[Image.Image | None], settings: dict[str, Any]) -> Iterator[
 
 
 def settings_of(
-    prompt: str | None, *, seed: int, loop: bool, fps: float, negative_prompt: str | None, **scales: float
+    prompt: str | None, *, seed: int | None, loop: bool, fps: float, negative_prompt: str | None, **scales: float
 ) -> dict[str, Any]:
-    """All that a sticker is drawn with beside its pictures; for the seed -1 one is thrown.
+    """All that a sticker is drawn with beside its pictures; for the seed -1, or none, one is thrown.
 
     Raises:
         ValueError: if a text is too long.
@@ -195,8 +196,9 @@ def settings_of(
         raise ValueError(f"A text must have at most {MAX_PROMPT} characters.")
     made_with = {"software": f"rdtf_diffusers {__version__}", "model": Path(MODEL).name, "prompt": prompt}
     made_with |= {"negative_prompt": negative_prompt} if negative_prompt else {}
-    seed = secrets.randbelow(RANGES["seed"][1] + 1) if seed == ANY_SEED else seed
-    return made_with | {"seed": seed, "loop": loop, "fps": fps, **defaults(), **scales}
+    seed = secrets.randbelow(RANGES["seed"][1] + 1) if seed in (None, ANY_SEED) else int(seed)
+    settings = made_with | {"seed": seed, "loop": loop, "fps": fps, **defaults(), **scales}
+    return settings | {"num_inference_steps": round(settings["num_inference_steps"])}
 
 
 def save(clip: np.ndarray, settings: dict[str, Any]) -> str:
@@ -270,7 +272,7 @@ def keyframes(
         yield from make(known, settings)
 
 
-def continued(animation: str, request: gr.Request, kept: int, prompt: str, **panel: Any) -> Iterator[Made]:
+def continued(animation: str, request: gr.Request, kept: float, prompt: str, **panel: Any) -> Iterator[Made]:
     """A sticker and what happens after it: its last frames are given, the ones that follow are drawn."""
     rate_limit.check(request)
     with errors_shown():
@@ -281,8 +283,9 @@ def continued(animation: str, request: gr.Request, kept: int, prompt: str, **pan
         count = max(1, min(round(given.durations.sum() / 1000 * settings["fps"]), UPLOAD_LIMITS["max_frames"]))
         # all in the model's size by one filter, so that nothing jumps where the known frames begin
         size = pipeline().unet.config.sample_size * pipeline().vae_scale_factor
-        frames = fit_canvas(given.pick(count)[-MAX_CONTINUED:], size, size)
-        known = [Image.fromarray(frame) for frame in frames[-kept:]]
+        shown, again = np.unique(evenly_timed(given.durations, count)[-MAX_CONTINUED:], return_inverse=True)
+        frames = fit_canvas(given.frames[shown], size, size)[again]  # a long frame is resized once
+        known = [Image.fromarray(frame) for frame in frames[-int(kept) :]]
         settings["kept"] = len(known)
         before = frames[: len(frames) - len(known)]
         yield from make(known + [None] * (SLOTS - len(known)), settings, before)

@@ -39,12 +39,16 @@ def export_frames(
     path: Path,
     metadata: dict[str, Any] | None,
     named: bool = False,
+    source: Path | None = None,
     **timing: Any,
 ) -> Iterator[dict[str, Any]]:
     """Writes a clip for the platforms of `--platform`; what was written, for `report`.
 
     With "all", a platform that cannot be served is named and the others are written; alone it is an error. Files are
     `path` with the suffix that the platform wants, and with its key if there are several or they shall be `named`.
+
+    Raises:
+        ValueError: the only platform cannot be served, or a file would take the place of its `source`.
     """
     from tqdm import tqdm
 
@@ -63,6 +67,8 @@ def export_frames(
             print(f"{platform.name}: {error}", file=sys.stderr)
             continue
         place = place_for(path, platform, made.suffix, named or len(platforms) > 1)
+        if source is not None and place.resolve() == source.resolve():
+            raise ValueError(f"--output: {place} is the file that is read; give another name or folder")
         write_whole(place, data)
         bar.clear()  # before the path is printed
         yield {"path": str(place), **asdict(made), "notes": notes(made)}
@@ -112,7 +118,7 @@ def export(args: argparse.Namespace) -> int:
     elif args.platform == "all":
         raise ValueError(f"--output {path} is one file, but there will be several: name a folder")
     frames, durations = visible_frames(animation.frames, animation.durations)
-    results = export_frames(frames, args, path, None, durations=durations, named=args.output is None)
+    results = export_frames(frames, args, path, None, named=args.output is None, source=args.file, durations=durations)
     return 0 if report(results, args.json) == len(chosen_platforms(args.platform)) else 1
 
 

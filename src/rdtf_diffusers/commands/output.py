@@ -17,8 +17,9 @@ def write_sidecar(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def slug(text: str) -> str:
-    """A file name of a prompt: "A dog, jumping!" is "a-dog-jumping"."""
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "sticker"
+    """A file name of a prompt, of at most 60 characters and 120 bytes: "A dog, jumping!" is "a-dog-jumping"."""
+    name = re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60]
+    return name.encode()[:120].decode(errors="ignore") or "sticker"
 
 
 def report(results: Iterable[dict[str, Any]], as_json: bool) -> int:

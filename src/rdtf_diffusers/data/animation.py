@@ -101,6 +101,8 @@ def read_animation(
         if len(data) > max_bytes:
             raise ValueError(f"more than {max_bytes} bytes")
         frames, durations = zip(*decode(data, Limits(max_frame_pixels, max_frames, max_total_pixels)))
+        if len({frame.shape for frame in frames}) > 1:
+            raise ValueError("its frames differ in size")
     except DECODING_ERRORS as error:
         raise AnimationError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
     milliseconds = np.asarray(durations, dtype=np.float64)

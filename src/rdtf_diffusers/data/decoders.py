@@ -5,7 +5,8 @@ frame (H, W, 4), uint8 straight RGBA, and the milliseconds it is shown, 0 where 
 raises one of `DECODING_ERRORS` with the reason.
 
 Pillow and FFmpeg get no part of a file that makes no picture: texts, colour profiles, tags and sound are left out,
-because a few bytes of them can take minutes to read or fill the memory.
+because a few bytes of them can take minutes to read or fill the memory. WebP alone is given to Pillow whole,
+which keeps its texts and profiles as the bytes that they are.
 """
 
 import importlib.util

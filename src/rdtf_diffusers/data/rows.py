@@ -229,7 +229,7 @@ def _rows_of_tars(tars: list[Path], caption_column: str | None, data: str | os.P
 
 
 def _members(tar: Path, archive: tarfile.TarFile, caption_column: str | None) -> Iterator[dict]:
-    media: dict[str, dict] = {}
+    media: dict[str, tuple[str, dict]] = {}  # by name; files that differ in their endings alone share a caption
     captions: dict[str, str] = {}
     for member in archive:
         path = PurePosixPath(member.name)
@@ -237,7 +237,8 @@ def _members(tar: Path, archive: tarfile.TarFile, caption_column: str | None) ->
         if not member.isfile() or path.name.startswith("."):
             continue
         if _is_sticker(path.name):
-            media[key] = {"path": os.fspath(tar), "span": [member.offset_data, member.size], "name": member.name}
+            place = {"path": os.fspath(tar), "span": [member.offset_data, member.size], "name": member.name}
+            media[member.name] = (key, place)
         elif ending == ".txt":
             captions[key] = archive.extractfile(member).read().decode("utf-8-sig", errors="replace").strip()
         elif ending == ".json":
@@ -249,7 +250,7 @@ def _members(tar: Path, archive: tarfile.TarFile, caption_column: str | None) ->
             if not isinstance(row, dict):
                 raise ValueError(f"{place}: not an object.")
             captions[key] = _caption(row[_find_column(row, caption_column, CAPTION_COLUMNS, place)], place)
-    yield from (row | {"text": captions.get(key, "")} for key, row in media.items())
+    yield from (row | {"text": captions.get(key, "")} for key, row in media.values())
 
 
 def _rows_of_hub(

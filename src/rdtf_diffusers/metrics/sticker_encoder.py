@@ -249,5 +249,5 @@ def load_sticker_encoder(folder: str | os.PathLike | None = None) -> StickerEnco
     folder = Path(folder or sticker_encoder_checkpoint())
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no sticker encoder; examples/train_sticker_encoder.py makes one")
-    model = StickerEncoderModel.from_pretrained(folder, torch_dtype=torch.float32)
+    model = StickerEncoderModel.from_pretrained(folder, dtype=torch.float32)
     return StickerEncoder(model, FrozenText())

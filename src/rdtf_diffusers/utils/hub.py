@@ -50,8 +50,8 @@ LICENCES = "licences"  # a folder of texts that it names
 SPLITS = ("train", "validation", "test")
 ADAPTERS = {"I2V_ADAPTER": "I2VAdapterModel", "SIMDA": "SimDAModel", "LORA": "CustomizeAVideoModel"}  # by `peft_type`
 # What a training run leaves beside the model; patterns of `fnmatch` on paths within the folder.
-NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "replaced-*", "logs/*", "validation/*", ".*")
 HIDDEN = (".*", "*/.*")  # all that stays at home of a data set, whose stickers may have any name
+NOT_PUBLISHED = ("checkpoint-*", "unfinished-*", "replaced-*", "logs/*", "validation/*", *HIDDEN)
 CARD_FILE = "README.md"
 EVALUATION_FILE = "model-index.yml"  # of examples/evaluate.py
 TEMPLATE = """---
