@@ -41,10 +41,10 @@ def guidance_passes(
 def window_starts(num_frames: int, window: int, first_known: int, loop: bool) -> list[int]:
     """First frames of the windows that cover a clip longer than the model's, in the order of sampling.
 
-    Every window after the first shares at least half of its frames with what is known already and continues from
-    there: forwards like the paper's post-prediction, and backwards like pre-prediction when the first known frame
-    lies beyond the first window. In a loop frame numbers go on modulo `num_frames`, and the last window has known
-    frames at both ends, those before the end of the clip and its first ones, which closes it.
+    Every window after the first shares at least half of its frames, rounded down, with what is known already and
+    continues from there: forwards like the paper's post-prediction, and backwards like pre-prediction when the first
+    known frame lies beyond the first window. In a loop frame numbers go on modulo `num_frames`, and the last window
+    has known frames at both ends, those before the end of the clip and its first ones, which closes it.
     """
     if num_frames <= window:
         return [0]
