@@ -72,7 +72,7 @@ def test_python_snippets_of_a_page_run_one_after_the_other(page, workplace):
 @pytest.mark.parametrize("page", [*PAGES, SPACE], ids=lambda page: page.name)
 def test_every_block_is_of_a_kind_that_a_test_looks_at(page):
     """What has no language shows what a command prints, or how a folder looks."""
-    blocks = re.findall(r"^```(.*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     for kind, text in blocks:
         assert kind.partition(" ")[0] in ("python", "bash", ""), kind
         assert kind or not re.match(r"(python|pip|accelerate|rdtf-diffusers|hf|from|import) ", text), text
