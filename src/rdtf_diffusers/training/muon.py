@@ -58,8 +58,10 @@ class Muon(torch.optim.AdamW):
         """One step of all weights that have a gradient; returns what `closure` does."""
         matrices, others = self.param_groups
         self.param_groups = [others]
-        loss = super().step(closure)
-        self.param_groups = [matrices, others]
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = [matrices, others]
         same_size = defaultdict(list)
         for weight in matrices["params"]:
             if weight.grad is not None:

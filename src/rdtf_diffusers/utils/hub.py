@@ -286,8 +286,9 @@ def copy_origin(what: Saveable, folder: Path) -> str | None:
     copy_attribution([origin], folder)
     if (settings := origin / SETTINGS_FILE).is_file():
         shutil.copy(settings, folder)
-    cards = [place / CARD_FILE for place in (origin, origin.parent) if (place / CARD_FILE).is_file()]
-    return (metadata_load(cards[0]) or {}).get("license") if cards else None
+    is_part = (origin.parent / "model_index.json").is_file()  # of a pipeline, whose card stands above it
+    card = (origin.parent if is_part else origin) / CARD_FILE
+    return (metadata_load(card) or {}).get("license") if card.is_file() else None
 
 
 def copy_attribution(data: Iterable[str | os.PathLike], folder: str | os.PathLike) -> None:
