@@ -15,6 +15,11 @@ from rdtf_diffusers.training.presets import PRESETS, Preset
 
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+ADDITIONS = {  # arguments of the UNet, and what they add to the paper's
+    "frame_text_layers": "layers of a transformer that tells every frame what the text says about it",
+    "clip_attention_num_heads": "heads of an attention from every place to all places of all frames",
+    "copy_num_heads": "heads of an attention that copies latents of the known frames",
+}
 
 
 def load_frozen_parts(args: argparse.Namespace, dtype: torch.dtype = torch.float32) -> StickerGenerationPipeline:
@@ -60,6 +65,9 @@ def load_preset_parts(preset: Preset, dtype: torch.dtype, cache_dir: str | None)
 def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> UNetDiscreteFrameModel:
     """The UNet to train, in float32: that of `--unet_model_name_or_path`, or one with random weights.
 
+    Layers beyond the paper that the arguments ask for and a pretrained UNet lacks are added to it: they start as what
+    changes nothing.
+
     Raises:
         ValueError: a pretrained UNet does not fit the autoencoder, the text encoders or the number of frames.
     """
@@ -72,11 +80,13 @@ def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> 
         "second_text_dim": None if second is None else second.config.hidden_size,
         "num_frames": args.num_frames,
     }
+    additions = {name: getattr(args, name) for name in ADDITIONS if getattr(args, name) is not None}
     if args.unet_model_name_or_path is None:
         widths = args.block_out_channels and {"block_out_channels": tuple(args.block_out_channels)}
         return UNetDiscreteFrameModel(
             **PRESETS[args.preset].unet | (widths or {}),
             **fitting,
+            **additions,
             sample_size=size,
             temporal_layer=args.temporal_layer,
             sti_detail=args.sti_detail,
@@ -92,8 +102,27 @@ def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> 
     differences = [f"{k} {unet.config[k]}, not {v}" for k, v in fitting.items() if unet.config[k] != v]
     if differences:
         raise ValueError(f"The UNet of {args.unet_model_name_or_path} does not fit: {', '.join(differences)}.")
+    if any(unet.config[name] != count for name, count in additions.items()):
+        unet = add_layers(unet, additions)
     unet.register_to_config(sample_size=size)  # what it trains on last is what it draws by default
     return unet
+
+
+def add_layers(unet: UNetDiscreteFrameModel, additions: dict[str, int]) -> UNetDiscreteFrameModel:
+    """The same network with more layers; they start as what changes nothing.
+
+    Raises:
+        ValueError: a layer that the network has would be lost.
+    """
+    larger = UNetDiscreteFrameModel.from_config(unet.config, **additions)
+    try:
+        lost = larger.load_state_dict(unet.state_dict(), strict=False).unexpected_keys
+    except RuntimeError:  # sizes differ
+        lost = True
+    if lost:
+        changes = ", ".join(f"`{name}` {unet.config[name]} to {count}" for name, count in additions.items())
+        raise ValueError(f"Layers can be added to a pretrained UNet, not changed or taken away: {changes}.")
+    return larger
 
 
 def make_scheduler(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> DDIMScheduler:

@@ -10,7 +10,7 @@ All arguments of diffusers' train_text_to_image.py are here but those of DREAM a
 import argparse
 import importlib.util
 
-from model_parts import PREDICTION_TYPES
+from model_parts import ADDITIONS, PREDICTION_TYPES
 
 from rdtf_diffusers.data.animation import INTERPOLATION_MODES, read_animation
 from rdtf_diffusers.data.keyframes import KEYFRAME_METHODS
@@ -69,6 +69,8 @@ def add_model_arguments(group) -> None:
     add("--block_out_channels", type=int, nargs="+", help="Widths of the UNet's blocks. Default: those of the preset.")
     add("--temporal_layer", choices=["sti", "conv3d"], default="sti", help="conv3d: the paper's ablation.")
     add("--sti_detail", choices=["frame_resnet", "temporal_conv"], default="frame_resnet", help="A branch of STI.")
+    for name, what in ADDITIONS.items():
+        add(f"--{name}", type=int, help=f"Beyond the paper: {what}. Default: none, or as many as a given UNet has.")
     add("--prediction_type", choices=PREDICTION_TYPES, help="Default: what the scheduler says.")
 
 

@@ -149,6 +149,33 @@ def test_captions_say_direction_speed_and_amount():
     assert np.mean(height["high"]) > 1.4 * np.mean(height["low"])
 
 
+def test_what_a_caption_does_not_say_is_as_usual():
+    """Slow, clockwise, to the right first, and of medium amount."""
+    spins = [animate(ball(), np.random.default_rng(seed), motion="spin") for seed in range(60)]
+    no_side = [clip for clip in spins if not any(word in clip.phrase for word in ("clockwise", "left", "right"))]
+    no_speed = [clip for clip in spins if not any(word in clip.phrase for word in ("slow", "quick", "fast"))]
+    assert len(no_side) > 5 and len(no_speed) > 3
+    for clip in no_side:
+        blue = (clip.frames[:, 2] + 1).sum(dim=2)  # the right half, which leads downwards
+        centre = (blue * torch.arange(64.0)).sum(dim=1) / blue.sum(dim=1)
+        assert centre[1] > centre[0], clip.phrase
+    for clip in no_speed:
+        assert (clip.frames[4] - clip.frames[0]).abs().max() > 0.1, clip.phrase
+    for seed in range(30):
+        clip = animate(ball(), np.random.default_rng(seed), motion="shake")
+        x, _ = centre_of_mass(clip.frames)
+        assert x[1] > x[0], clip.phrase
+    heights = {"low": [], "high": [], "": []}
+    for seed in range(80):
+        clip = animate(ball(24), np.random.default_rng(seed), motion="jump")
+        said = next((word for word in heights if word in clip.phrase.replace("a little", "low").split()), "")
+        _, y = centre_of_mass(clip.frames)
+        heights[said].append((y[0] - y.min()).item())
+    assert len(heights[""]) > 8
+    low, medium, high = (np.mean(heights[word]) for word in ("low", "", "high"))
+    assert low + 2 < medium < high - 2
+
+
 def test_shares_of_pairs_and_layers_and_all_are_drawn():
     rng = np.random.default_rng(0)
     clips = [animate(ball(24), rng, size=32) for _ in range(600)]

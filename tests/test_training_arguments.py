@@ -185,6 +185,27 @@ def test_training_starts_from_a_given_unet_that_fits(script, parts, base, tmp_pa
             parts.make_unet(parsed, pipeline)
 
 
+def test_layers_are_added_to_a_given_unet_and_never_taken_away(script, parts, base, tmp_path):
+    args = ["--train_data_dir", "s", "--pretrained_model_name_or_path", str(base), "--resolution", "16"]
+    args = [*args, "--unet_model_name_or_path", str(tmp_path)]
+    unet = make_unet(cross_attention_dim=16)
+    unet.save_pretrained(tmp_path / "unet")
+    pipeline = parts.load_frozen_parts(script.parse_args(args))
+    more = ["--copy_num_heads", "1", "--frame_text_layers", "1", "--clip_attention_num_heads", "1"]
+    larger = parts.make_unet(script.parse_args([*args, *more]), pipeline)
+    assert larger.known_frame_copy.to_q.bias.eq(4).all() and not larger.known_frame_copy.to_gate.weight.any()
+    assert larger.config.copy_num_heads == larger.config.frame_text_layers == 1
+    old = {name: weight for name, weight in larger.state_dict().items() if name in unet.state_dict()}
+    assert old.keys() == unet.state_dict().keys()
+    for name, weight in old.items():
+        torch.testing.assert_close(weight, unet.state_dict()[name], rtol=0, atol=0)
+    larger.save_pretrained(tmp_path / "unet")
+    assert parts.make_unet(script.parse_args(args), pipeline).config.copy_num_heads == 1  # as it was given
+    for changed in ("0", "2"):
+        with pytest.raises(ValueError, match=f"not changed or taken away: `copy_num_heads` 1 to {changed}"):
+            parts.make_unet(script.parse_args([*args, "--copy_num_heads", changed]), pipeline)
+
+
 def test_the_scheduler_of_a_run(script, parts, base):
     args = ["--train_data_dir", "s", "--pretrained_model_name_or_path", str(base), "--resolution", "16"]
     pipeline = parts.load_frozen_parts(script.parse_args(args))

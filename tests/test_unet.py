@@ -12,19 +12,24 @@ from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, L
 from peft import LoraConfig
 from torch import nn
 
-from rdtf_diffusers.models.unet_discrete_frame import (
-    DiscreteFrameAttnProcessor,
-    SpatialTemporalInteraction,
-    UNetDiscreteFrameModel,
-)
+from rdtf_diffusers.models.attention import DiscreteFrameAttnProcessor
+from rdtf_diffusers.models.unet_discrete_frame import SpatialTemporalInteraction, UNetDiscreteFrameModel
 
 
 FRAMES, TEXT_WIDTH, SECOND_TEXT_WIDTH = 4, 16, 12
+ADDITIONS = {
+    "clip_attention_num_heads": 2,
+    "clip_attention_head_dim": 8,
+    "frame_text_layers": 1,
+    "copy_num_heads": 2,
+    "copy_head_dim": 8,
+}
 ABLATIONS = {
     "paper": {},
     "depthwise": {"sti_detail": "temporal_conv"},
     "conv3d": {"temporal_layer": "conv3d"},
     "one text": {"second_text_dim": None},
+    "beyond the paper": ADDITIONS,
 }
 
 
@@ -44,9 +49,9 @@ def make_unet(**config) -> UNetDiscreteFrameModel:
         "sti_head_dim": 4,
     }
     unet = UNetDiscreteFrameModel(**(defaults | config)).eval()
-    for parameter in unet.parameters():
+    for name, parameter in unet.named_parameters():
         if not parameter.any() or parameter.numel() == 1:
-            nn.init.normal_(parameter, std=0.5)
+            nn.init.normal_(parameter, std=0.1 if "known_frame_copy" in name else 0.5)
     return unet
 
 
@@ -312,12 +317,25 @@ def test_fused_projections_give_the_same():
     torch.testing.assert_close(predict(unet, inputs), plain)
 
 
-def test_only_spatial_text_attentions_look_like_text_attentions():
+@pytest.mark.parametrize("config", [{}, ADDITIONS], ids=["paper", "beyond the paper"])
+def test_only_spatial_text_attentions_look_like_text_attentions(config):
     """IP-Adapters give their own processor to all others than `attn1` and those under `motion_modules`."""
-    names = [name.removesuffix(".processor") for name in make_unet().attn_processors]
+    names = [name.removesuffix(".processor") for name in make_unet(**config).attn_processors]
     text = [name for name in names if not name.endswith("attn1") and "motion_modules" not in name]
     assert len(text) == 1 + 1 + 2  # down, middle, up
     assert all(name.endswith("attentions.0.transformer_blocks.0.attn2") or ".attentions.1." in name for name in text)
+
+
+def test_additions_start_as_what_changes_nothing():
+    torch.manual_seed(0)
+    plain = make_unet()
+    larger = UNetDiscreteFrameModel.from_config(plain.config, **ADDITIONS).eval()
+    found = larger.load_state_dict(plain.state_dict(), strict=False)
+    assert not found.unexpected_keys
+    parts = {name.split(".")[0] for name in found.missing_keys if "clip_attentions" not in name}
+    assert parts == {"motion_modules_text", "known_frame_copy"}
+    inputs = make_inputs(plain)
+    torch.testing.assert_close(predict(larger, inputs), predict(plain, inputs))
 
 
 def test_spatial_keys_are_those_of_stable_diffusion():
@@ -388,6 +406,7 @@ def test_lora_strength_per_block():
         ({"attention_head_dim": 10}, "multiple of `attention_head_dim` = 10.*16, 32"),
         ({"norm_num_groups": 5}, "multiple of `norm_num_groups` = 5"),
         ({"temporal_layer": "lstm"}, "`temporal_layer` must be one of .*'sti', 'conv3d'.*'lstm'"),
+        ({"copy_head_dim": 12}, "`copy_head_dim` must be a multiple of 8, but is 12"),
         ({"sti_detail": "none"}, "`sti_detail` must be one of .*'frame_resnet', 'temporal_conv'.*'none'"),
     ],
 )

@@ -10,6 +10,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 
+from rdtf_diffusers.models.additions import ClipAttention, FrameTextEmbedding, KnownFrameCopy
+from rdtf_diffusers.models.attention import attend
 from rdtf_diffusers.models.unet_discrete_frame import (
     ConditionEncoder,
     FrameResnet,
@@ -20,7 +22,6 @@ from rdtf_diffusers.models.unet_discrete_frame import (
     SpatialTransformer,
     TemporalConvolutions,
     TemporalTransformer,
-    attend,
     group_pixels,
     ungroup_pixels,
 )
@@ -319,3 +320,120 @@ def test_condition_encoder(channels, size):
     attention = layer.temporal_encoder.attn1
     assert (attention.heads, attention.to_q.out_features) == (2, 2 * channels)
     assert_matches(layer, reference_condition_encoder, random_clips(*size, channels=channels))
+
+
+def reference_turn(token: torch.Tensor, place: tuple[int, int, int]) -> torch.Tensor:
+    """The channels of one head (D,), pair by pair, turned by angles that grow with frame, row and column."""
+    of_row = len(token) * 3 // 16 * 2
+    turned = []
+    for position, part in zip(place, token.split([len(token) - 2 * of_row, of_row, of_row])):
+        for pair in range(len(part) // 2):
+            angle = position * 100.0 ** (-2 * pair / len(part))
+            x, y = part[2 * pair], part[2 * pair + 1]
+            turned += [x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)]
+    return torch.stack(turned)
+
+
+def reference_placed_attention(layer, clip: torch.Tensor, values: dict, known: list[int]) -> dict:
+    """For every place (frame, row, column) of a clip (F, C, H, W): the values that each head finds, (heads, c)."""
+    frames, _, height, width = clip.shape
+    places = [(f, y, x) for f in range(frames) for y in range(height) for x in range(width)]
+    queries, keys = {}, {}
+    for f, y, x in places:
+        token = reference_layer_norm(layer.norm, clip[f, :, y, x][None])[0]
+        for linear, turned in ((layer.to_q, queries), (layer.to_k, keys)):
+            heads = (linear.weight @ token + linear.bias).split(layer.head_dim)
+            turned[f, y, x] = [reference_turn(head, (f, y, x)) for head in heads]
+    seen = [place for place in places if place[0] in known]
+    found = {}
+    for place in places:
+        for head in range(layer.num_heads):
+            scores = torch.stack([queries[place][head] @ keys[other][head] for other in seen])
+            weights = (scores / math.sqrt(layer.head_dim)).softmax(0)
+            found[place, head] = sum(weight * values[other][head] for weight, other in zip(weights, seen))
+    return found
+
+
+def reference_clip_attention(layer: ClipAttention, clip: torch.Tensor) -> torch.Tensor:
+    frames, _, height, width = clip.shape
+    values, result = {}, clip.clone()
+    for f in range(frames):
+        for y in range(height):
+            for x in range(width):
+                token = reference_layer_norm(layer.norm, clip[f, :, y, x][None])[0]
+                values[f, y, x] = (layer.to_v.weight @ token + layer.to_v.bias).split(layer.head_dim)
+    found = reference_placed_attention(layer, clip, values, list(range(frames)))
+    for f, y, x in values:
+        heads = torch.cat([found[(f, y, x), head] for head in range(layer.num_heads)])
+        result[f, :, y, x] += layer.to_out.weight @ heads + layer.to_out.bias
+    return result
+
+
+def reference_copy(layer: KnownFrameCopy, clip: torch.Tensor, known_latents: torch.Tensor) -> torch.Tensor:
+    """`clip` (F, C, H, W) and the latents of the known frames (F, c, H, W), zeros in the others."""
+    result = torch.zeros_like(known_latents)
+    known = [f for f in range(len(clip)) if known_latents[f].any()]
+    if not known:
+        return result
+    values = {}
+    for f in range(len(clip)):
+        for y in range(clip.shape[2]):
+            for x in range(clip.shape[3]):
+                values[f, y, x] = [known_latents[f, :, y, x]] * layer.num_heads
+    found = reference_placed_attention(layer, clip, values, known)
+    for f, y, x in values:
+        token = reference_layer_norm(layer.norm, clip[f, :, y, x][None])[0]
+        gates = (layer.to_gate.weight @ token + layer.to_gate.bias).split(known_latents.shape[1])
+        result[f, :, y, x] = sum(gate * found[(f, y, x), head] for head, gate in enumerate(gates))
+    return result
+
+
+@pytest.mark.parametrize("size", [(2, 3), (1, 1)])
+@torch.no_grad()
+def test_clip_attention(size):
+    layer = randomized(ClipAttention(CHANNELS, num_heads=2, head_dim=8))
+    clips = random_clips(*size)
+    expected = torch.stack([reference_clip_attention(layer, clip) for clip in clips])
+    torch.testing.assert_close(layer(clips.flatten(0, 1), FRAMES), expected.flatten(0, 1), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_clip_attention_starts_as_the_identity():
+    clips = random_clips(3, 2).flatten(0, 1)
+    torch.testing.assert_close(ClipAttention(CHANNELS, 2, 8).double()(clips, FRAMES), clips)
+
+
+@pytest.mark.parametrize("latent_channels", [3, 10])  # fewer and more than channels of a head
+@torch.no_grad()
+def test_known_frame_copy(latent_channels):
+    layer = randomized(KnownFrameCopy(CHANNELS, latent_channels, num_heads=2, head_dim=8))
+    clips = random_clips(2, 3).repeat(2, 1, 1, 1, 1)[:3]
+    latents = random_clips(2, 3, latent_channels).repeat(2, 1, 1, 1, 1)[:3]
+    for clip, hidden in zip(latents, ([1, 2, 3], [1], [0, 1, 2, 3])):  # the last clip knows no frame
+        clip[hidden] = 0
+    expected = torch.stack([reference_copy(layer, clip, known) for clip, known in zip(clips, latents)])
+    copied = layer(clips.flatten(0, 1), latents.transpose(1, 2))
+    torch.testing.assert_close(copied, expected.flatten(0, 1), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_known_frame_copy_begins_at_the_nearest_known_frame():
+    layer = KnownFrameCopy(CHANNELS, 3, num_heads=1, head_dim=32).double()
+    clip, latents = random_clips(2, 2)[:1], torch.zeros(1, 3, FRAMES, 2, 2).double()
+    assert not layer(clip.flatten(0, 1), latents).any()
+    layer.to_gate.bias.fill_(1.0)
+    latents[:, :, 0], latents[:, :, 3] = 1.0, 5.0
+    copied = layer(clip.flatten(0, 1), latents).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(copied, torch.tensor([1.0, 1.0, 5.0, 5.0]).double(), atol=0.3, rtol=0)
+
+
+@torch.no_grad()
+def test_frame_text_embedding_tells_frames_and_texts_apart():
+    layer = FrameTextEmbedding(16, 8, head_dim=8).double()
+    time, text = torch.randn(2, 16).double(), torch.randn(2, 5, 8).double()
+    torch.testing.assert_close(layer(time, text, 3), time.repeat_interleave(3, 0))  # it starts at zero
+    embedding = randomized(layer)(time, text, 3)
+    assert len(embedding.unique(dim=0)) == 6
+    torch.testing.assert_close(layer(time.flip(0), text.flip(0), 3), embedding.view(2, 3, 16).flip(0).flatten(0, 1))
+    changed = layer(time, torch.cat([text[:1], -text[1:]]), 3) != embedding
+    assert not changed[:3].any() and changed[3:].any()

@@ -24,7 +24,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from ..models.unet_discrete_frame import attend
+from ..models.attention import attend
 from .adapters import AdapterConfig, AdapterLayer, AdapterModel, ClipShape, spatial_layers
 
 

@@ -282,6 +282,7 @@ def _partners() -> dict[str, set[str]]:
 PARTNERS = _partners()
 SPEEDS = (("slowly", "in slow motion"), ("quickly", "fast"))
 WORD_PROBABILITY = 0.8
+MEDIUM = 0.15  # an amount that is not said is within this of the middle, 0.5
 PAIR_PROBABILITY = 0.2
 LAYER_PROBABILITY = 0.2
 STILL_PROBABILITY = 0.4  # of the clips with a layer
@@ -341,20 +342,29 @@ def _draw_names(rng: np.random.Generator) -> tuple[tuple[str, ...], str | None]:
 def _draw_motion(
     name: str, num_frames: int, quick: bool, say_speed: bool, rng: np.random.Generator
 ) -> tuple[Pose, str]:
-    """Draw amount and side of a motion; return its poses and a phrase that says them."""
+    """Draw amount and side of a motion; return its poses and a phrase that says them.
+
+    What is not said is as usual: of medium amount, to side 1, slow. A picture that shakes could as well start to the
+    left as to the right, but a network that must expect both learns neither.
+    """
     motion = MOTIONS[name]
-    amount, side = rng.random(), 1 if rng.random() < 0.5 else -1
+    say_side, say_amount, say_slow = rng.random(3) < WORD_PROBABILITY
+    side = -1 if motion.sides and say_side and rng.random() < 0.5 else 1
+    amount = rng.uniform(-MEDIUM, MEDIUM)
+    if motion.amounts and say_amount:
+        amount = rng.uniform(MEDIUM, 0.5) * (-1 if rng.random() < 0.5 else 1)
+    amount += 0.5
     index = np.arange(num_frames)
     if motion.cyclic:
         time = index / num_frames * (2 if quick else 1)
     else:
         time = np.minimum(index / max(num_frames - 1, 1) * (1.75 if quick else 1), 1)
     words = [_pick(motion.verbs, rng)]
-    if motion.sides and rng.random() < WORD_PROBABILITY:
+    if motion.sides and say_side:
         words.append(_pick(motion.sides[side > 0], rng))
-    if motion.amounts and abs(amount - 0.5) > 0.15 and rng.random() < WORD_PROBABILITY:
+    if motion.amounts and say_amount:
         words.append(_pick(motion.amounts[amount > 0.5], rng))
-    if say_speed or rng.random() < WORD_PROBABILITY:
+    if quick or say_speed or say_slow:
         words.append(_pick(SPEEDS[quick], rng))
     return motion.pose(time, amount, side), " ".join(words)
 

@@ -25,7 +25,7 @@ from diffusers.loaders import PeftAdapterMixin, UNet2DConditionLoadersMixin
 from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
 from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 from diffusers.models.attention import AttentionMixin, BasicTransformerBlock, FeedForward
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -37,6 +37,9 @@ from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, L
 from diffusers.utils import BaseOutput, apply_lora_scale
 from diffusers.utils.torch_utils import apply_freeu
 from torch import nn
+
+from .additions import ClipAttention, FrameTextEmbedding, KnownFrameCopy
+from .attention import ClipCrossAttention, DiscreteFrameAttnProcessor
 
 
 def group_pixels(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -131,68 +134,6 @@ class TemporalConvolutions(nn.Module):
         for norm, conv in zip(self.norms, self.convs):
             clip = conv(F.silu(norm(clip)))
         return (residual + clip).transpose(1, 2).reshape(hidden_states.shape)  # (B*F, C, H, W)
-
-
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Scaled dot-product attention of tokens (B, N, C) over tokens (B, M, C) -> (B, N, C).
-
-    On a CPU without gradients, where PyTorch's kernel is slow for many short sequences as for few long ones: plain
-    products, in blocks of heads and queries whose scores fit the cache. Results take the place of the queries, which
-    saves fresh memory. Taking the mean off the keys changes no weight and keeps scores small, for the sake of bfloat16
-    (as in SageAttention, arXiv 2410.02367).
-    """
-    if query.device.type != "cpu" or torch.is_grad_enabled():
-        heads = (tokens.unflatten(2, (num_heads, -1)).transpose(1, 2) for tokens in (query, key, value))
-        return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-    tokens = (query, key - key.mean(1, keepdim=True), value)
-    heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(0, 1) for x in tokens]  # (B*heads, N or M, D)
-    max_scores, scale, unused = 2**20, heads[0].shape[-1] ** -0.5, query.new_empty(1)
-    rows = max(1, max_scores // key.shape[1])
-    for q, k, v in zip(*(x.split(max(1, rows // query.shape[1])) for x in heads)):
-        for block in q.split(rows, dim=1):
-            scores = torch.baddbmm(unused, block, k.mT, beta=0, alpha=scale)
-            torch.bmm(scores.softmax(-1), v, out=block)
-    return heads[0].unflatten(0, (-1, num_heads)).transpose(1, 2).flatten(2)
-
-
-class DiscreteFrameAttnProcessor:
-    """The attention of all layers: upstream's default processor without what no layer here has (norms, masks,
-    residuals, rescaling), around `attend`."""
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if attention_mask is not None:
-            return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        hidden_states = attend(attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), attn.heads)
-        for module in attn.to_out:
-            hidden_states = module(hidden_states)
-        return hidden_states
-
-
-class ClipCrossAttention(Attention):
-    """Cross-attention of frames (B*F, N, C) to what belongs to their clip: text (B, S, D), or a tuple of it and a list
-    of an IP-Adapter's pictures (B, I, S, D). Keys and values are made once per clip."""
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]],
-        **kwargs,
-    ) -> torch.Tensor:
-        text = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
-        num_frames = hidden_states.shape[0] // text.shape[0]
-        if kwargs.get("ip_adapter_masks") is not None:  # these say which places of a frame see a picture
-            pictures = [embeds.repeat_interleave(num_frames, dim=0) for embeds in encoder_hidden_states[1]]
-            text = text.repeat_interleave(num_frames, dim=0)
-            return super().forward(hidden_states, (text, pictures), **kwargs)
-        clips = hidden_states.unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, F*N, C)
-        return super().forward(clips, encoder_hidden_states, **kwargs).view(hidden_states.shape)
 
 
 class SpatialTemporalInteraction(nn.Module):
@@ -385,6 +326,11 @@ class DiscreteFrameBlock(nn.Module):
             self.motion_modules = nn.ModuleList(
                 TemporalTransformer(out_channels, heads, head_dim, groups) for _ in range(num_attentions)
             )
+            if config.clip_attention_num_heads:
+                self.clip_attentions = nn.ModuleList(
+                    ClipAttention(out_channels, config.clip_attention_num_heads, config.clip_attention_head_dim)
+                    for _ in range(num_attentions)
+                )
 
     @staticmethod
     def _temporal_layer(config, channels: int) -> nn.Module:
@@ -406,6 +352,8 @@ class DiscreteFrameBlock(nn.Module):
         hidden_states = self.temporal_layers[index](hidden_states, context.num_frames)
         if index < len(getattr(self, "attentions", ())):
             hidden_states = self.attentions[index](hidden_states, context)
+            if hasattr(self, "clip_attentions"):
+                hidden_states = self.clip_attentions[index](hidden_states, context.num_frames)
             hidden_states = self.motion_modules[index](hidden_states, context.num_frames)
         return hidden_states
 
@@ -496,6 +444,12 @@ class UNetDiscreteFrameModel(
         temporal_layer: "sti", or "conv3d" for the paper's ablation (1172.2 M parameters).
         sti_detail: detail branch of STI: "frame_resnet" (frames as channels: exactly `num_frames` frames) or
             "temporal_conv" (depthwise (3, 1, 1): any number of frames).
+        clip_attention_num_heads, clip_attention_head_dim: heads of an attention from every place to all places of all
+            frames after each spatial transformer; 0 heads: none, as in the paper.
+        frame_text_layers: layers of a transformer that adds to every frame's time embedding what the text says about
+            it; 0: none, as in the paper.
+        copy_num_heads, copy_head_dim: heads of an attention that copies latents of the known frames into the output; 0
+            heads: none, as in the paper.
 
     Raises:
         ValueError: if widths do not fit each other.
@@ -523,6 +477,11 @@ class UNetDiscreteFrameModel(
         sti_head_dim: int = 32,
         temporal_layer: Literal["sti", "conv3d"] = "sti",
         sti_detail: Literal["frame_resnet", "temporal_conv"] = "frame_resnet",
+        clip_attention_num_heads: int = 0,
+        clip_attention_head_dim: int = 32,
+        frame_text_layers: int = 0,
+        copy_num_heads: int = 0,
+        copy_head_dim: int = 32,
     ):
         super().__init__()
         self._check_config()
@@ -542,6 +501,10 @@ class UNetDiscreteFrameModel(
                 nn.Linear(2 * cross_attention_dim, cross_attention_dim),
             )
         self.encoder_hid_proj = None  # set by load_ip_adapter
+        if frame_text_layers:
+            self.motion_modules_text = FrameTextEmbedding(
+                time_embed_dim, cross_attention_dim, attention_head_dim, frame_text_layers
+            )
 
         # 2. blocks; `skip_widths` lists the channels of every skip connection in the order in which they are made
         self.down_blocks = nn.ModuleList()
@@ -564,6 +527,8 @@ class UNetDiscreteFrameModel(
         # 3. output
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], out_channels, kernel_size=3, padding=1)
+        if copy_num_heads:
+            self.known_frame_copy = KnownFrameCopy(widths[0], out_channels, copy_num_heads, copy_head_dim)
         self.set_attn_processor(DiscreteFrameAttnProcessor())
 
     def _check_config(self) -> None:
@@ -580,6 +545,9 @@ class UNetDiscreteFrameModel(
                     f"Every width in `block_out_channels` must be a multiple of `{name}` = {divisor}, "
                     f"but they are {tuple(config.block_out_channels)}."
                 )
+        for name in ("clip_attention_head_dim", "copy_head_dim"):
+            if config[name] % 8:
+                raise ValueError(f"`{name}` must be a multiple of 8, but is {config[name]}.")
         for name, allowed in (
             ("temporal_layer", ("sti", "conv3d")),
             ("sti_detail", ("frame_resnet", "temporal_conv")),
@@ -642,10 +610,15 @@ class UNetDiscreteFrameModel(
                 "a model with `sti_detail='temporal_conv'` takes any number."
             )
 
-    def _embed_time(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
+    def _embed_time(
+        self, timestep: torch.Tensor | float | int, sample: torch.Tensor, text: torch.Tensor
+    ) -> torch.Tensor:
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         embedding = self.time_proj(timestep).to(sample.dtype)  # (B, widths[0]), computed in float32
-        return self.time_embedding(embedding).repeat_interleave(sample.shape[2], dim=0)  # (B*F, T)
+        embedding, num_frames = self.time_embedding(embedding), sample.shape[2]
+        if self.config.frame_text_layers:
+            return self.motion_modules_text(embedding, text, num_frames)  # (B*F, T)
+        return embedding.repeat_interleave(num_frames, dim=0)
 
     def _embed_text(
         self,
@@ -704,12 +677,9 @@ class UNetDiscreteFrameModel(
         batch_size, _, num_frames = sample.shape[:3]
 
         # 1. inputs
-        context = LayerContext(
-            self._embed_time(timestep, sample),
-            self._embed_text(encoder_hidden_states, encoder_hidden_states_2, text_mask, added_cond_kwargs),
-            num_frames,
-            cross_attention_kwargs,
-        )
+        text = self._embed_text(encoder_hidden_states, encoder_hidden_states_2, text_mask, added_cond_kwargs)
+        words = text[0] if isinstance(text, tuple) else text
+        context = LayerContext(self._embed_time(timestep, sample, words), text, num_frames, cross_attention_kwargs)
         frames = sample.transpose(1, 2).flatten(0, 1)  # (B*F, C, H, W)
         condition = self.condition_encoder(condition_latents.transpose(1, 2).flatten(0, 1), num_frames)
         hidden_states = self.conv_in(torch.cat([frames, condition], dim=1))
@@ -725,8 +695,10 @@ class UNetDiscreteFrameModel(
             hidden_states = block(hidden_states, skips, context)
 
         # 3. output
-        hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
-        noise = hidden_states.unflatten(0, (batch_size, num_frames)).transpose(1, 2)  # (B, C, F, H, W)
+        frames = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
+        if self.config.copy_num_heads:
+            frames = frames + self.known_frame_copy(hidden_states, condition_latents)
+        noise = frames.unflatten(0, (batch_size, num_frames)).transpose(1, 2)  # (B, C, F, H, W)
         return UNetDiscreteFrameOutput(sample=noise) if return_dict else (noise,)
 
 
