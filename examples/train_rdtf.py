@@ -183,6 +183,7 @@ class Trainer:
             args.text_drop_prob,
             args.text_word_drop_prob,
             padding=self.clips.padding if args.latent_cache else None,
+            interpolation_ends_prob=args.interpolation_ends_prob,
         )
         if args.latent_cache:
             self._drop_frozen_parts()
@@ -674,6 +675,7 @@ class Trainer:
             "text and frames dropped": args.joint_drop_prob,
             "text dropped": args.text_drop_prob,
             "words dropped": args.text_word_drop_prob,
+            "interpolations between two ends": args.interpolation_ends_prob,
             "moving average": args.ema_decay if args.use_ema else "none",
             "mixed precision": self.accelerator.mixed_precision,
             "seed": args.seed,

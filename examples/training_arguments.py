@@ -112,6 +112,8 @@ def add_method_arguments(group) -> None:
     add("--joint_drop_prob", type=float, default=0.1, help="Text and frames dropped together.")
     add("--text_drop_prob", type=float, default=0.0, help="Text dropped, frames kept.")
     add("--text_word_drop_prob", type=float, default=0.2, help="A word replaced by a placeholder.")
+    help_text = "Beyond the paper: an interpolation that is given the first and the last frame alone."
+    add("--interpolation_ends_prob", type=float, default=0.0, help=help_text)
     add("--snr_gamma", type=float, help="Weigh steps by min(SNR, gamma) (arXiv 2303.09556); 5.0 is usual.")
     add("--noise_offset", type=float, default=0.0, help="Scale of noise that a whole channel of a clip shares.")
     add("--input_perturbation", type=float, default=0.0, help="Scale of noise that the target does not have.")
@@ -224,7 +226,8 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         value = getattr(args, name)
         if value is not None and not value >= 0:
             parser.error(f"--{name} must not be negative, got {value}")
-    fractions = "procedural_fraction joint_drop_prob text_drop_prob text_word_drop_prob ema_decay validation_eta"
+    fractions = "procedural_fraction joint_drop_prob text_drop_prob text_word_drop_prob interpolation_ends_prob"
+    fractions += " ema_decay validation_eta"
     for name in fractions.split():
         if not 0.0 <= getattr(args, name) <= 1.0:
             parser.error(f"--{name} must be between 0 and 1, got {getattr(args, name)}")

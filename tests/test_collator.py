@@ -73,6 +73,22 @@ def test_plain_text_drop_leaves_the_frames():
     assert no_text[no_frames].all()
 
 
+def test_some_interpolations_show_their_ends_alone():
+    rows = [make_row(seed, frames=1 + seed % 8) for seed in range(2400)]
+    collator = DualMaskCollator(joint_drop_prob=0.0, interpolation_ends_prob=0.4)
+    batch, usual = collator(rows, "interpolation"), DualMaskCollator(joint_drop_prob=0.0)(rows, "interpolation")
+    ends = torch.zeros(len(rows), 8, dtype=torch.bool)
+    for index, frames in enumerate(batch["frame_mask"].sum(dim=1)):
+        ends[index, [0, frames - 1]] = True
+    shown = (batch["condition_mask"] == ends).all(dim=1)
+    assert torch.equal(batch["condition_mask"][~shown], usual["condition_mask"][~shown])
+    longest = batch["frame_mask"].sum(dim=1) > 4  # to which no pattern of the paper looks the same
+    assert_rate(int(shown[longest].sum()), int(longest.sum()), 0.4)
+    for task in ("it2v", "post_prediction"):
+        masks = [made(rows, task)["condition_mask"] for made in (collator, DualMaskCollator(joint_drop_prob=0.0))]
+        assert torch.equal(*masks)
+
+
 @pytest.mark.parametrize("caption", ["", "  "])
 def test_an_empty_caption_counts_as_dropped_text(caption):
     rows = [make_row(0, caption=caption), make_row(0)]
@@ -159,6 +175,7 @@ def test_refuses_rows_that_make_no_batch(rows, task, message):
         ({"num_frames": 0}, "`num_frames` must be at least 1, got 0"),
         ({"joint_drop_prob": 1.5}, r"`joint_drop_prob` must be in \[0, 1\], got 1.5"),
         ({"text_drop_prob": -0.1}, r"`text_drop_prob` must be in \[0, 1\], got -0.1"),
+        ({"interpolation_ends_prob": -1}, r"`interpolation_ends_prob` must be in \[0, 1\], got -1"),
         ({"text_word_drop_prob": 2}, r"`text_word_drop_prob` must be in \[0, 1\], got 2"),
     ],
 )

@@ -89,6 +89,8 @@ class DualMaskCollator:
         text_word_drop_prob: Probability that a word is replaced by `word_placeholder`.
         word_placeholder: What stands for a dropped word.
         padding: A padded frame (C, H, W) in place of zeros, for rows of latents.
+        interpolation_ends_prob: Probability that a clip of the task `interpolation` shows its first and its last frame
+            alone, which is what people have between two pictures. Not in the paper, whose patterns have smaller gaps.
 
     Raises:
         ValueError: `num_frames` is below 1 or a probability is outside [0, 1].
@@ -102,6 +104,7 @@ class DualMaskCollator:
         text_word_drop_prob: float = 0.2,
         word_placeholder: str = "_",
         padding: torch.Tensor | None = None,
+        interpolation_ends_prob: float = 0.0,
     ) -> None:
         if num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}")
@@ -109,6 +112,7 @@ class DualMaskCollator:
             "joint_drop_prob": joint_drop_prob,
             "text_drop_prob": text_drop_prob,
             "text_word_drop_prob": text_word_drop_prob,
+            "interpolation_ends_prob": interpolation_ends_prob,
         }
         for name, probability in probabilities.items():
             if not 0.0 <= probability <= 1.0:
@@ -117,6 +121,7 @@ class DualMaskCollator:
         self.joint_drop_prob = joint_drop_prob
         self.text_drop_prob = text_drop_prob
         self.text_word_drop_prob = text_word_drop_prob
+        self.interpolation_ends_prob = interpolation_ends_prob
         self.word_placeholder = word_placeholder
         self.padding = padding
 
@@ -159,6 +164,10 @@ class DualMaskCollator:
         """What the network is told of one row: caption, (F,) bool `condition_mask`, whether the text is kept."""
         seed, caption = row["seed"], row["caption"]
         condition_mask = draw_condition_mask(task, frame_mask, row_generator(seed, "condition_mask"))
+        if task == "interpolation" and self.interpolation_ends_prob:
+            if torch.rand((), generator=row_generator(seed, "ends")) < self.interpolation_ends_prob:
+                condition_mask = torch.zeros_like(frame_mask)
+                condition_mask[[0, int(frame_mask.sum()) - 1]] = True
         joint, text = torch.rand(2, generator=row_generator(seed, "drop")).tolist()
         drop_all = joint < self.joint_drop_prob
         keep_text = TASKS[task].keeps_text and bool(caption.strip()) and not drop_all and text >= self.text_drop_prob
