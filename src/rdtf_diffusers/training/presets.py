@@ -44,7 +44,7 @@ class Preset:
 
 
 PRESETS = {
-    # the bundled model: 4.7 M parameters, for a CPU
+    # 4.7 M parameters, for a CPU: the bundled model, but for its layers beyond the paper
     "tiny": Preset(
         unet={
             "block_out_channels": (80, 112),
