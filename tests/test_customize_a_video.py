@@ -147,9 +147,17 @@ def test_the_adapter_adds_the_product_of_its_matrices(tmp_path):
     assert_same(predict(in_peft, inputs), predict(model, inputs))
 
 
-@pytest.mark.parametrize("layer", ["sti", "conv3d"])
-def test_the_absorber_sees_frames_one_by_one(layer):
-    unet, inputs = small_unet(temporal_layer=layer), make_inputs()
+BEYOND = {"clip_attention_num_heads": 1, "clip_attention_head_dim": 8, "copy_num_heads": 1, "copy_head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"temporal_layer": "conv3d"}, BEYOND], ids=["sti", "conv3d", "beyond the paper"]
+)
+def test_the_absorber_sees_frames_one_by_one(config):
+    unet, inputs = small_unet(**config), make_inputs()
+    for name, parameter in unet.named_parameters():
+        if "clip_attentions" in name or "known_frame_copy" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
     plain = predict(unet, inputs)
     model = CustomizeAVideoModel(unet, CONFIGS["appearance"])
     together = predict(model, inputs)

@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
+from ..models.additions import ClipAttention, KnownFrameCopy
 from ..models.unet_discrete_frame import (
     PixelTransformerBlock,
     SpatialTemporalInteraction,
@@ -24,6 +25,7 @@ RESIDUAL_LAYERS = (
     TemporalTransformer,
     TemporalConvolutions,
     PixelTransformerBlock,
+    ClipAttention,
     AnimateDiffTransformer3D,
     TemporalConvLayer,
 )
@@ -44,12 +46,19 @@ def keep_normed(layer: SpatialTemporalInteraction, x: torch.Tensor, num_frames: 
     return layer.norm((layer.semantic_weight + layer.detail_weight) * x)
 
 
+def copy_nothing(hidden_states: torch.Tensor, condition_latents: torch.Tensor) -> torch.Tensor:
+    """The same for `KnownFrameCopy`, whose output is added to that of the whole network."""
+    return torch.zeros_like(condition_latents.transpose(1, 2).flatten(0, 1))
+
+
 def without_frame_mixing(layer: nn.Module) -> Callable | None:
     """A forward function for `layer` in which no frame sees another; None if it mixes none."""
     if isinstance(layer, RESIDUAL_LAYERS):
         return keep
     if isinstance(layer, TransformerTemporalModel):
         return keep_in_tuple
+    if isinstance(layer, KnownFrameCopy):
+        return copy_nothing
     if isinstance(layer, SpatialTemporalInteraction):
         return partial(keep_normed, layer)  # a copy of the UNet gets one with its own layer
     return None
