@@ -69,6 +69,7 @@ from rdtf_diffusers.data.latents import fingerprint
 from rdtf_diffusers.metrics.references import NearestTrainingClip
 from rdtf_diffusers.utils.files import write_whole
 from rdtf_diffusers.utils.hub import environment, is_hub_id, public_name
+from rdtf_diffusers.utils.memory import is_out_of_memory
 
 
 logger = logging.getLogger("evaluate")
@@ -383,9 +384,11 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on behind the last sample", file=sys.stderr)
         return 130
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         advice = "give a smaller --batch_size (and another --output_dir if there are samples already)"
-        print(f"evaluate.py: error: the accelerator's memory is full: {advice}", file=sys.stderr)
+        print(f"evaluate.py: error: the memory is full; {advice}", file=sys.stderr)
         return 2
     except (OSError, ValueError) as error:
         print(f"evaluate.py: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -82,6 +82,7 @@ from rdtf_diffusers.utils.hub import (
     public_name,
     push_to_hub,
 )
+from rdtf_diffusers.utils.memory import is_out_of_memory
 
 
 logger = logging.getLogger("train_rdtf")
@@ -706,6 +707,13 @@ def run_script(name: str, trainer: Callable[[argparse.Namespace], Trainer], args
     except (OSError, ValueError) as error:
         logger.debug("Where it happened:", exc_info=True)
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.debug("Where it happened:", exc_info=True)
+        advice = "give a smaller --train_batch_size or --gradient_checkpointing"
+        print(f"{name}: error: the memory is full; {advice}", file=sys.stderr)
         return 2
 
 

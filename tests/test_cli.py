@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image, ImageSequence
 
@@ -179,6 +180,9 @@ def test_an_unwritable_folder_is_refused(pipe, capsys, monkeypatch):
         (ValueError("`num_frames` must be\nat most 64, not 1000"), 2, "`num_frames` must be at most 64, not 1000"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "error: the memory is full; ask for less"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "error: the memory is full"),
+        (MemoryError(), 2, "error: the memory is full"),
     ],
 )
 def test_errors_while_drawing_leave_the_old_file_alone(pipe, capsys, tmp_path, monkeypatch, error, code, message):
@@ -420,6 +424,12 @@ def test_data_that_cannot_be_checked_is_refused_in_one_line(stickers, capsys, ar
     assert message in printed.err and printed.err.count("\n") == 1
     assert printed.out == ""
     assert sorted(stickers.parent.rglob("*")) == before
+
+
+def test_other_errors_of_libraries_are_not_hidden(pipe, monkeypatch):
+    monkeypatch.setattr(Recorder, "__call__", Mock(side_effect=RuntimeError("sizes differ")))
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        generate("a dog")
 
 
 def test_an_interrupted_check_writes_nothing(stickers, capsys, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -102,6 +103,14 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(script, bas
     assert_same_run(tmp_path / "whole", resumed)
     last, averaged = unet_weights(resumed / "checkpoint-5"), unet_weights(resumed)
     assert not all(torch.equal(weight, averaged[name]) for name, weight in last.items())
+
+
+def test_full_memory_is_answered_with_advice(script, capsys):
+    trainer = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+    assert script.run_script("train_rdtf.py", trainer, None) == 2
+    assert "the memory is full; give a smaller --train_batch_size" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        script.run_script("train_rdtf.py", Mock(side_effect=RuntimeError("sizes differ")), None)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "linear"])

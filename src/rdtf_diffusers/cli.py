@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from . import __version__
 from .stickers.platforms import PLATFORMS
+from .utils.memory import is_out_of_memory
 
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -360,4 +361,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141  # 128 + SIGPIPE, as shells have it
     except (OSError, ValueError) as error:
         print(f"rdtf-diffusers {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "ask for less at a time: fewer or smaller frames, or one sticker"
+        print(f"rdtf-diffusers {args.command}: error: the memory is full; {advice}", file=sys.stderr)
         return 2

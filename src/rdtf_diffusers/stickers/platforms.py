@@ -80,11 +80,6 @@ class Platform:
     still: bool = False
     cover: Literal["end", "still"] | None = None
 
-    @property
-    def alpha(self) -> Literal["full", "binary"]:
-        """What the preferred format keeps of soft edges: a GIF pixel is either there or not."""
-        return "binary" if self.formats[0] == "gif" else "full"
-
     def fits(self, width: int, height: int) -> bool:
         """Whether a picture of `width` x `height` pixels has a size that the platform takes."""
         if self.canvases:

@@ -1,0 +1,8 @@
+# Copyright 2026 The rdtf_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Full memory, told apart from other errors."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch or NumPy says that the memory of the accelerator or the computer is full."""
+    said = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return said or isinstance(error, MemoryError)
