@@ -277,8 +277,8 @@ def test_fused_projections(pipe):
 
 def test_offload_order_names_all_models():
     order = StickerGenerationPipeline.model_cpu_offload_seq.split("->")
-    models = ["text_encoder", "text_encoder_2", "image_encoder", "unet", "vae"]
-    assert order == models and set(models) < set(make_components()) | {"text_encoder_2", "image_encoder"}
+    models = ["text_encoder", "text_encoder_2", "image_encoder", "unet", "vae", "refiner"]
+    assert order == models and set(models) < set(make_components()) | {"text_encoder_2", "image_encoder", "refiner"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs an accelerator")

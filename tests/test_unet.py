@@ -373,7 +373,8 @@ def test_save_and_load(tmp_path):
 
 
 def test_registered_with_diffusers():
-    methods = {"UNetDiscreteFrameModel": ["save_pretrained", "from_pretrained"]}
+    names = ("UNetDiscreteFrameModel", "KnownFrameRefiner")
+    methods = {name: ["save_pretrained", "from_pretrained"] for name in names}
     assert LOADABLE_CLASSES["rdtf_diffusers"] == methods
     assert methods.items() <= ALL_IMPORTABLE_CLASSES.items()
     assert "UNetDiscreteFrameModel" in diffusers.loaders.peft._SET_ADAPTER_SCALE_FN_MAPPING

@@ -13,6 +13,7 @@ _ROOMS = {
     "Animation": "data.animation",
     "read_animation": "data.animation",
     "UNetDiscreteFrameModel": "models.unet_discrete_frame",
+    "KnownFrameRefiner": "models.known_frame_refiner",
     "StickerGenerationPipeline": "pipelines.pipeline_sticker_generation",
     "StickerGenerationPipelineOutput": "pipelines.pipeline_output",
     "DualMaskCollator": "training.collator",

@@ -1,6 +1,7 @@
 """The networks."""
 
+from .known_frame_refiner import KnownFrameRefiner
 from .unet_discrete_frame import UNetDiscreteFrameModel
 
 
-__all__ = ["UNetDiscreteFrameModel"]
+__all__ = ["KnownFrameRefiner", "UNetDiscreteFrameModel"]

@@ -704,7 +704,8 @@ class UNetDiscreteFrameModel(
 
 # Pipelines saved with this model name it as ["rdtf_diffusers", "UNetDiscreteFrameModel"]. Diffusers resolves that
 # name, from a folder as from a Hub id, only for libraries that it knows.
-LOADABLE_CLASSES["rdtf_diffusers"] = {"UNetDiscreteFrameModel": ["save_pretrained", "from_pretrained"]}
+NAMES = ("UNetDiscreteFrameModel", "KnownFrameRefiner")
+LOADABLE_CLASSES["rdtf_diffusers"] = {name: ["save_pretrained", "from_pretrained"] for name in NAMES}
 ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["rdtf_diffusers"])
 # LoRA strengths may be given per block, as for diffusers' own UNets.
 _SET_ADAPTER_SCALE_FN_MAPPING["UNetDiscreteFrameModel"] = _maybe_expand_lora_scales

@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..models.known_frame_refiner import KnownFrameRefiner
 from ..models.unet_discrete_frame import UNetDiscreteFrameModel
 from .pipeline_inputs import (
     Picture,
@@ -79,10 +80,11 @@ class StickerGenerationPipeline(
         text_encoder_2: second encoder (T5), `unet.config.second_text_dim` wide; unused when that is None.
         tokenizer_2: its tokenizer.
         image_encoder, feature_extractor: for an IP-Adapter.
+        refiner: puts what the known frames show back into the frames that were drawn.
     """
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
-    _optional_components = ["text_encoder_2", "tokenizer_2", "image_encoder", "feature_extractor"]
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae->refiner"
+    _optional_components = ["text_encoder_2", "tokenizer_2", "image_encoder", "feature_extractor", "refiner"]
     _callback_tensor_inputs = [
         "latents",
         "prompt_embeds",
@@ -102,6 +104,7 @@ class StickerGenerationPipeline(
         tokenizer_2: PreTrainedTokenizerBase | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
+        refiner: KnownFrameRefiner | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -114,6 +117,7 @@ class StickerGenerationPipeline(
             tokenizer_2=tokenizer_2,
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
+            refiner=refiner,
         )
 
     @property
@@ -692,7 +696,10 @@ class StickerGenerationPipeline(
         if output_type == "latent":
             result = latents
         else:
-            decoded = torch.where(condition_mask[:, None, :, None, None], pixels, self.decode_latents(latents))
+            decoded = self.decode_latents(latents)
+            if self.refiner is not None:
+                decoded = self.refiner(decoded, pixels, condition_mask)
+            decoded = torch.where(condition_mask[:, None, :, None, None], pixels, decoded)
             result = self.postprocess(decoded, output_type)
 
         # 7. Offload all models

@@ -1,0 +1,188 @@
+"""Train a KnownFrameRefiner for a pipeline: it puts what the known frames show back into the frames that were drawn.
+
+    accelerate launch examples/train_refiner.py --pretrained_model_name_or_path my-model --mixed_precision bf16 \
+        --train_data_dir stickers/static/train stickers/animated/train --output_dir my-model/refiner
+
+Clips are those that the UNet learns from. Of each, some frames are known; the others are drawn by the UNet in a few
+steps from their noisy latents, which smears them as sampling does, and decoded. The refiner learns to undo that. Every
+batch that is drawn serves `--updates_per_batch` steps, because drawing takes most of the time.
+"""
+
+import argparse
+import copy
+import sys
+
+import numpy as np
+import torch
+from step_trainer import StepTrainer, add_run_arguments, positive_int, run_script
+from torch import nn
+
+from rdtf_diffusers import StickerGenerationPipeline
+from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
+from rdtf_diffusers.models.known_frame_refiner import KnownFrameRefiner, hidden_frames
+from rdtf_diffusers.training import draw_condition_mask, mask_condition_latents
+
+
+TASKS = {"it2v": 0.55, "interpolation": 0.25, "pre_prediction": 0.1, "post_prediction": 0.1}
+BOTH_ENDS = 0.3  # of the interpolations: the first and the last frame alone are known
+
+
+def parse_args(args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_run_arguments(parser, output_dir="refiner", max_train_steps=2000)
+    parser.add_argument("--pretrained_model_name_or_path", required=True, help="The pipeline to make a refiner for.")
+    parser.add_argument("--train_batch_size", type=positive_int, default=8, help="Clips per process.")
+    parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
+    parser.add_argument("--channels", type=positive_int, default=64, help="Width of the refiner.")
+    parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of its transformer.")
+    parser.add_argument("--min_timestep", type=positive_int, default=400, help="Least noise that is drawn away.")
+    parser.add_argument("--max_timestep", type=positive_int, default=950, help="Most noise that is drawn away.")
+    parser.add_argument("--drawing_steps", type=positive_int, default=3, help="Passes of the UNet that do it.")
+    parser.add_argument("--updates_per_batch", type=positive_int, default=2)
+    parsed = parser.parse_args(args)
+    if not 0 <= parsed.procedural_fraction <= 1:
+        parser.error(f"--procedural_fraction must be between 0 and 1, got {parsed.procedural_fraction}")
+    if parsed.min_timestep > parsed.max_timestep:
+        parser.error(f"--min_timestep {parsed.min_timestep} exceeds --max_timestep {parsed.max_timestep}")
+    return parsed
+
+
+def draw_mask(num_frames: int, generator: torch.Generator) -> torch.Tensor:
+    """(F,) bool, the known frames of a clip."""
+    task = list(TASKS)[torch.multinomial(torch.tensor(list(TASKS.values())), 1, generator=generator).item()]
+    if task == "interpolation" and torch.rand((), generator=generator) < BOTH_ENDS:
+        ends = torch.zeros(num_frames, dtype=torch.bool)
+        ends[[0, -1]] = True
+        return ends
+    return draw_condition_mask(task, torch.ones(num_frames, dtype=torch.bool), generator)
+
+
+class Refinement(nn.Module):
+    """The hidden frames of a batch, refined, in one forward, so that it can be wrapped for several processes."""
+
+    def __init__(self, refiner: KnownFrameRefiner):
+        super().__init__()
+        self.refiner = refiner
+
+    def forward(
+        self, drawn: torch.Tensor, clips: torch.Tensor, condition_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.refiner.refine_hidden(drawn, clips, condition_mask)
+
+
+def reconstruction_loss(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """L1, and L1 between the image gradients, without which a blur would do."""
+    error = output.float() - truth
+    return error.abs().mean() + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+class Trainer(StepTrainer):
+    """One training run: clips, the frozen pipeline, the refiner and its moving average."""
+
+    name = "train_refiner"
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
+        self.pipeline = StickerGenerationPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=dtype)
+        self.pipeline.to(self.accelerator.device)
+        config = self.pipeline.unet.config
+        frames, channels = config.num_frames, self.pipeline.vae.config.in_channels
+        size = config.sample_size * self.pipeline.vae_scale_factor
+        maker = ClipMaker(frames, size, channels, args.procedural_fraction, min_keyframes=frames, max_keyframes=frames)
+        self.clips = StickerClips(args.train_data_dir, maker, seed=args.seed)
+        self.clips.check()
+        self.refiner = KnownFrameRefiner(channels, args.channels, args.num_layers)
+        self.drawn_batch, self.drawn = -1, None
+        self.prepare(Refinement(self.refiner))
+
+    def save_model(self) -> dict[str, float]:
+        """Saves the moving average."""
+        model = copy.deepcopy(self.refiner)
+        self.ema.copy_to(model.parameters())
+        model.save_pretrained(self.output_dir)
+        return {}
+
+    def batch(self, number: int) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Generator]:
+        """This process's share of a batch: clips (B, C, F, H, W), captions, known frames (B, F), randomness.
+
+        It depends on the seed and the number alone. A picture that is not set in motion is a clip that stands still.
+        """
+        size, frames = self.args.train_batch_size, self.pipeline.unet.config.num_frames
+        first = (number * self.accelerator.num_processes + self.accelerator.process_index) * size
+        samples = [self.clips[index] for index in range(first, first + size)]
+        clips = torch.stack([sample["clip"].expand(frames, -1, -1, -1) for sample in samples]).transpose(1, 2)
+        seed = np.random.SeedSequence([self.args.seed, first]).generate_state(1).item()
+        generator = torch.Generator().manual_seed(seed)
+        masks = torch.stack([draw_mask(frames, generator) for _ in samples])
+        return clips, [sample["caption"] for sample in samples], masks, generator
+
+    def predict_clean(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The UNet's idea of the clean latents behind noisy ones (B, C, F, h, w), noise levels (B,)."""
+        scheduler, unet = self.pipeline.scheduler, self.pipeline.unet
+        output = unet(noisy.to(unet.dtype), timesteps, **conditions).sample.float()
+        signal, noise = self.levels(timesteps)
+        if scheduler.config.prediction_type == "v_prediction":
+            return signal * noisy - noise * output
+        return (noisy - noise * output) / signal
+
+    def levels(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shares of signal and noise, (B, 1, 1, 1, 1)."""
+        signal = self.pipeline.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1, 1)
+        return signal.sqrt(), (1 - signal).sqrt()
+
+    @torch.no_grad()
+    def draw(
+        self, clips: torch.Tensor, captions: list[str], masks: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """What the UNet makes of the hidden frames from their noisy latents (DDIM), decoded (B, C, F, H, W)."""
+        pipe, args = self.pipeline, self.args
+        latents = pipe.encode_known_frames(clips, torch.ones_like(masks))
+        text, _, text_2, _ = pipe.encode_prompt(captions)
+        conditions = {
+            "encoder_hidden_states": text,
+            "encoder_hidden_states_2": text_2,
+            "condition_latents": mask_condition_latents(latents, masks, torch.ones_like(masks)),
+        }
+        clean = latents.float()
+        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        first = torch.randint(args.min_timestep, args.max_timestep + 1, (len(clips),), generator=generator)
+        for step in range(args.drawing_steps):
+            timesteps = (first * (args.drawing_steps - step) // args.drawing_steps).to(clean.device)
+            signal_level, noise_level = self.levels(timesteps)
+            noisy = signal_level * clean + noise_level * noise
+            clean = self.predict_clean(noisy, timesteps, **conditions)
+            noise = (noisy - signal_level * clean) / noise_level
+        return pipe.decode_latents(clean.to(pipe.unet.dtype))
+
+    def step(self, step: int) -> dict[str, torch.Tensor]:
+        """One optimiser step; returns its losses."""
+        number = (step - 1) // self.args.updates_per_batch
+        if number != self.drawn_batch:
+            clips, captions, masks, generator = self.batch(number)
+            clips, masks = clips.to(self.accelerator.device), masks.to(self.accelerator.device)
+            self.drawn = self.draw(clips, captions, masks, generator), clips, masks
+            self.drawn_batch = number
+        drawn, clips, masks = self.drawn
+        with self.accelerator.autocast():
+            refined, known_alone, before = self.model(drawn, clips, masks)
+        clip, frame = hidden_frames(masks)
+        truth = ((clips.transpose(1, 2) + 1) / 2)[clip, frame]
+        losses = {
+            "loss": reconstruction_loss(refined, truth),
+            "known alone": reconstruction_loss(known_alone, truth),
+            "drawn": reconstruction_loss(before, truth),
+        }
+        self.optimise(losses["loss"] + 0.5 * losses["known alone"])
+        return {name: loss.detach() for name, loss in losses.items()}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Train; returns the exit code: 0, or 2 after one line about what the user has to put right."""
+    return run_script(Trainer, parse_args, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+# Copyright 2026 The rdtf_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A network that puts what the known frames show back into the frames that the UNet drew between and after them.
+
+    refiner = KnownFrameRefiner()
+    frames = refiner(drawn, known, condition_mask)  # (B, C, F, H, W)
+
+Not in the paper. A small UNet puts an outline where it belongs, but smears what is inside it, because a picture that
+moves by a part of a latent is quite another latent. So every drawn frame is matched with the nearest known frames
+before and after it, these are warped to it pixel by pixel, and the network decides at every pixel what to take.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+
+CELL = 8  # pixels of a side of a square that is matched as one
+
+
+def place_features(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centres (h*w, 2) of a grid's cells as (x, y) in [-1, 1], and waves of them (h*w, 12)."""
+    y, x = ((torch.arange(size, device=device) * 2 + 1) / size - 1 for size in (height, width))
+    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
+    angles = (centres[:, :, None] * torch.pi * torch.tensor([0.5, 1.0, 2.0], device=device)).flatten(1)
+    return centres, torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class CellEncoder(nn.Sequential):
+    """Pixels (N, C, H, W) -> features of cells (N, D, H / 8, W / 8)."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__(
+            nn.PixelUnshuffle(CELL // 2),
+            nn.Conv2d(in_channels * (CELL // 2) ** 2, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+
+class KnownFrameRefiner(ModelMixin, ConfigMixin):
+    """Warps known frames to drawn ones and blends them.
+
+    Each drawn frame and a known one are cut into cells of 8x8 pixels. A transformer compares them; the mean place in
+    the known frame that a cell matches, and a correction at twice that resolution, say from where every pixel comes,
+    as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
+    drawn.
+
+    Args:
+        in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
+        channels: width D of the features.
+        num_layers: layers of the transformer.
+        attention_head_dim: channels of each of its heads.
+
+    Raises:
+        ValueError: `channels` is no multiple of `attention_head_dim`.
+    """
+
+    @register_to_config
+    def __init__(self, in_channels: int = 4, channels: int = 64, num_layers: int = 2, attention_head_dim: int = 32):
+        super().__init__()
+        if channels % attention_head_dim:
+            raise ValueError(f"`channels` must be a multiple of {attention_head_dim}, but is {channels}.")
+        self.drawn_encoder = CellEncoder(in_channels, channels)
+        self.known_encoder = CellEncoder(in_channels, channels)
+        self.drawn_places, self.known_places = nn.Linear(12, channels), nn.Linear(12, channels)
+        self.layers = nn.ModuleList(
+            BasicTransformerBlock(
+                channels, channels // attention_head_dim, attention_head_dim, cross_attention_dim=channels
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.to_q, self.to_k = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.nearness = nn.Parameter(torch.tensor(20.0))  # how much less a cell matches with each squared unit
+        self.decoder = nn.Sequential(
+            nn.Conv2d(2 * channels + 2, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, 4, 3, padding=1),  # correction of the place (2), opacity, trust
+        )
+        self.pixel_trust = nn.Sequential(
+            nn.Conv2d(2 * in_channels + 1, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1)
+        )
+        for last in (self.decoder[-1], self.pixel_trust[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.decoder[-1].bias.data[2] = 4.0  # opaque
+
+    def match(self, drawn: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (N, D, h, w) of both -> from where each cell comes (N, 2, h, w), what was found (N, 2 D, h, w)."""
+        height, width = drawn.shape[2:]
+        centres, waves = place_features(height, width, drawn.device)
+        waves = waves.to(drawn.dtype)
+        tokens = drawn.flatten(2).transpose(1, 2) + self.drawn_places(waves)  # (N, h*w, D)
+        source = known.flatten(2).transpose(1, 2) + self.known_places(waves)
+        for layer in self.layers:
+            tokens = layer(tokens, encoder_hidden_states=source)
+        tokens = self.norm(tokens)
+        query, key = self.to_q(tokens), self.to_k(source)
+        scores = (query @ key.mT).float() * key.shape[2] ** -0.5
+        distance = (centres[:, None] - centres).square().sum(dim=2)  # (h*w, h*w)
+        weights = (scores - self.nearness.abs().float() * distance).softmax(dim=2)
+        places = weights @ centres  # (N, h*w, 2)
+        found = torch.cat([tokens, weights.to(source.dtype) @ source], dim=2)
+        return (x.transpose(1, 2).unflatten(2, (height, width)) for x in (places, found))
+
+    def warp(
+        self, drawn: torch.Tensor, known: torch.Tensor, drawn_cells: torch.Tensor, known_cells: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Warps known frames to drawn ones, both (N, C, H, W) in [0, 1], by their cells' features (N, D, h, w).
+
+        Returns:
+            the warped frames (N, C, H, W), and the logits (N, 1, H, W) of taking them and not what was drawn.
+        """
+        size = drawn.shape[2:]
+        places, found = self.match(drawn_cells, known_cells)
+        centres, _ = place_features(*places.shape[2:], drawn.device)
+        flow = places - centres.T.unflatten(1, places.shape[2:])  # (N, 2, h, w)
+        details = self.decoder(torch.cat([found, flow.to(found.dtype)], dim=1)).float()
+        correction, opacity, trust = details.split([2, 1, 1], dim=1)
+        flow = F.interpolate(flow, scale_factor=2, mode="bilinear") + 0.5 * correction.tanh()
+        flow, opacity, trust = (F.interpolate(x, size=size, mode="bilinear") for x in (flow, opacity.sigmoid(), trust))
+        pixels, _ = place_features(*size, drawn.device)
+        grid = pixels.unflatten(0, size) + flow.permute(0, 2, 3, 1)  # (N, H, W, 2)
+        warped = F.grid_sample(known.float(), grid, align_corners=False) * opacity
+        detail = torch.cat([warped, drawn.float(), trust], dim=1).to(found.dtype)
+        return warped, trust + self.pixel_trust(detail).float()
+
+    def refine_hidden(
+        self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The hidden frames of clips, arguments as of `forward`, in the order of `hidden_frames`.
+
+        Returns:
+            (N, C, H, W) in [0, 1]: refined; made of known frames alone, which training looks at, too; as drawn.
+        """
+        clip, frame = hidden_frames(condition_mask)
+        pixels, given = ((x.transpose(1, 2).to(self.dtype) + 1) / 2 for x in (drawn, known))  # (B, F, C, H, W)
+        pixels = pixels[clip, frame].clamp(0, 1)
+        before, after = (number[clip, frame] for number in nearest_known(condition_mask))
+        two = (before != after).nonzero()[:, 0]  # which lie between two known frames
+        number = torch.cat([torch.arange(len(clip), device=clip.device), two])
+        source = given[clip[number], torch.cat([before, after[two]])]
+        warped, trust = self.warp(
+            pixels[number], source, self.drawn_encoder(pixels)[number], self.known_encoder(source)
+        )
+        candidates = torch.stack([warped[: len(clip)], pixels.float(), torch.zeros_like(pixels.float())], dim=1)
+        logits = torch.zeros_like(candidates[:, :, 0])  # (N, 3, H, W): what was drawn has 0
+        logits[:, 0] = trust[: len(clip), 0]
+        logits[:, 2] = -torch.inf
+        candidates[two, 2], logits[two, 2] = warped[len(clip) :], trust[len(clip) :, 0]
+        refined = (logits.softmax(dim=1)[:, :, None] * candidates).sum(dim=1)
+        known_alone = (logits[:, ::2].softmax(dim=1)[:, :, None] * candidates[:, ::2]).sum(dim=1)
+        return refined, known_alone, pixels.float()
+
+    def forward(self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor) -> torch.Tensor:
+        """Refines clips.
+
+        Args:
+            drawn: decoded frames (B, C, F, H, W) in [-1, 1], premultiplied if there is alpha.
+            known: the known frames in the same form; what stands elsewhere is not looked at.
+            condition_mask: (B, F) bool, which frames are known.
+
+        Returns:
+            (B, C, F, H, W) in [-1, 1]: the known frames as they are, the others refined. Clips without a known frame
+            come back as they were drawn.
+
+        Raises:
+            ValueError: height or width is no multiple of 8.
+        """
+        if drawn.shape[3] % CELL or drawn.shape[4] % CELL:
+            raise ValueError(f"Height and width must be multiples of {CELL}, got {tuple(drawn.shape[3:])}.")
+        result = torch.where(condition_mask[:, None, :, None, None], known, drawn)
+        clip, frame = hidden_frames(condition_mask)
+        if len(clip):
+            refined, _, _ = self.refine_hidden(drawn, known, condition_mask)
+            result = result.transpose(1, 2).clone()
+            result[clip, frame] = (refined * 2 - 1).to(result.dtype)
+            result = result.transpose(1, 2)
+        return result
+
+
+def hidden_frames(condition_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of clip and frame, both (N,), of all hidden frames of clips that have a known one; mask (B, F)."""
+    return (~condition_mask & condition_mask.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
+
+
+def nearest_known(condition_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every frame (B, F) the number of the nearest known frame before it, and after it.
+
+    Where there is none on a side, it is that of the other side; 0 in clips without a known frame.
+    """
+    length = condition_mask.shape[1]
+    number = torch.arange(length, device=condition_mask.device).expand_as(condition_mask)
+    before = number.masked_fill(~condition_mask, -1).cummax(dim=1).values
+    after = number.masked_fill(~condition_mask, length).flip(1).cummin(dim=1).values.flip(1)
+    first, last = torch.where(before < 0, after, before), torch.where(after == length, before, after)
+    return tuple(torch.where(x.clamp(0, length - 1) == x, x, 0) for x in (first, last))

@@ -1,0 +1,143 @@
+"""The refiner: which known frames it takes, that it warps, and its place in the pipeline."""
+
+import pytest
+import torch
+from tiny_models import make_pipeline
+
+from rdtf_diffusers import KnownFrameRefiner, StickerGenerationPipeline
+from rdtf_diffusers.models.known_frame_refiner import hidden_frames, nearest_known, place_features
+
+
+def make_refiner(**config) -> KnownFrameRefiner:
+    """A small one in which every branch speaks."""
+    torch.manual_seed(0)
+    refiner = KnownFrameRefiner(**({"channels": 16, "num_layers": 1, "attention_head_dim": 8} | config)).eval()
+    for last in (refiner.decoder[-1], refiner.pixel_trust[-1]):
+        torch.nn.init.normal_(last.weight, std=0.1)
+    return refiner
+
+
+def make_clips(batch: int = 2, frames: int = 5, height: int = 24, width: int = 16) -> torch.Tensor:
+    return torch.rand(batch, 4, frames, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def make_mask(*rows: str) -> torch.Tensor:
+    return torch.tensor([[letter == "1" for letter in row] for row in rows])
+
+
+def test_nearest_known_frames():
+    mask = make_mask("01010", "00000", "10001", "11111")
+    before, after = nearest_known(mask)
+    for clip, row in enumerate(mask.tolist()):
+        known = [number for number, is_known in enumerate(row) if is_known]
+        for frame in range(5):
+            left = [number for number in known if number <= frame] or known[:1] or [0]
+            right = [number for number in known if number >= frame] or known[-1:] or [0]
+            assert (before[clip, frame], after[clip, frame]) == (left[-1], right[0])
+
+
+def test_hidden_frames_are_those_of_clips_with_a_known_one():
+    clip, frame = hidden_frames(make_mask("010", "000", "111"))
+    assert (clip.tolist(), frame.tolist()) == ([0, 0], [0, 2])
+
+
+@torch.no_grad()
+def test_known_frames_and_clips_without_any_stay():
+    refiner, drawn, known = make_refiner(), make_clips(), -make_clips()
+    mask = make_mask("01001", "00000")
+    refined = refiner(drawn, known, mask)
+    assert torch.equal(refined[1], drawn[1])
+    for frame in range(5):
+        assert torch.equal(refined[0, :, frame], known[0, :, frame]) == (frame in (1, 4))
+        assert (refined[0, :, frame] - drawn[0, :, frame]).abs().max() > 1e-3
+    assert refined.min() >= -1 and refined.max() <= 1
+
+
+@torch.no_grad()
+def test_what_stands_in_hidden_frames_is_not_looked_at():
+    refiner, drawn, known, mask = make_refiner(), make_clips(), make_clips().flip(2), make_mask("01001", "10000")
+    hidden = ~mask[:, None, :, None, None]
+    torch.testing.assert_close(refiner(drawn, known.masked_fill(hidden, 0.3), mask), refiner(drawn, known, mask))
+
+
+@torch.no_grad()
+def test_clips_do_not_know_their_batch():
+    refiner, drawn, known, mask = make_refiner(), make_clips(), make_clips().flip(2), make_mask("01001", "10000")
+    together = refiner(drawn, known, mask)
+    for clip in range(2):
+        one = slice(clip, clip + 1)
+        torch.testing.assert_close(refiner(drawn[one], known[one], mask[one]), together[one], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_pixels_come_from_where_their_cells_match(monkeypatch):
+    """With places that lie half a cell to the right, and full trust, a frame is the known one, moved to the left."""
+    refiner = KnownFrameRefiner(channels=16, attention_head_dim=8)
+    refiner.decoder[-1].bias[2:] = 30.0  # opaque, trusted
+
+    def match(drawn, known):
+        centres, _ = place_features(*drawn.shape[2:], drawn.device)
+        places = centres.T.unflatten(1, drawn.shape[2:]) + torch.tensor([8 / 32, 0.0]).view(2, 1, 1)  # 4 of 32 pixels
+        return places.expand(len(drawn), -1, -1, -1), torch.zeros(len(drawn), 32, *drawn.shape[2:])
+
+    monkeypatch.setattr(refiner, "match", match)
+    known = make_clips(1, 2, 16, 32)
+    refined = refiner(torch.zeros_like(known), known, make_mask("10"))
+    torch.testing.assert_close(refined[..., 1, :, :-4], known[..., 0, :, 4:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(refined[..., 1, :, -4:], torch.full((1, 4, 16, 4), -1.0))  # beyond the edge: nothing
+
+
+@torch.no_grad()
+def test_cells_match_themselves_if_nothing_speaks_against_it():
+    refiner = make_refiner()
+    torch.nn.init.zeros_(refiner.to_q.weight)
+    torch.nn.init.zeros_(refiner.to_q.bias)
+    refiner.nearness.fill_(1e4)
+    features = torch.randn(1, 16, 3, 5)
+    places, _ = refiner.match(features, features)
+    torch.testing.assert_close(places[0], place_features(3, 5, features.device)[0].T.unflatten(1, (3, 5)))
+
+
+def test_gradients_reach_every_parameter():
+    refiner, drawn, known = make_refiner(), make_clips(), make_clips().flip(2)
+    refined, known_alone, before = refiner.refine_hidden(drawn, known, make_mask("01001", "10000"))
+    assert refined.shape == known_alone.shape == before.shape == (3 + 4, 4, 24, 16)
+    (refined.square().mean() + known_alone.square().mean()).backward()
+    assert [name for name, weight in refiner.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision(dtype):
+    refiner, drawn, known, mask = make_refiner(), make_clips(), make_clips().flip(2), make_mask("01001", "10000")
+    expected = refiner(drawn, known, mask)
+    halved = refiner.to(dtype)(drawn, known, mask)
+    assert halved.dtype == torch.float32
+    assert (halved - expected).abs().mean() < 0.05
+
+
+def test_bad_sizes():
+    with pytest.raises(ValueError, match=r"multiples of 8.*\(12, 16\)"):
+        make_refiner()(*[make_clips(height=12)] * 2, make_mask("10000", "10000"))
+    with pytest.raises(ValueError, match="`channels` must be a multiple of 8, but is 20"):
+        make_refiner(channels=20)
+
+
+def test_in_a_pipeline_it_changes_hidden_frames_alone_and_is_saved_with_it(tmp_path):
+    def run(pipe, **call):
+        call = {"num_inference_steps": 1, "output_type": "pt", "generator": torch.Generator().manual_seed(0)} | call
+        return pipe("a dog", height=16, width=16, **call).frames
+
+    plain = make_pipeline()
+    size = {"image": torch.rand(4, 16, 16), "image_index": 2}
+    without, words = run(plain, **size), run(plain)
+    plain.register_modules(refiner=make_refiner())
+    refined = run(plain, **size)
+    frames = range(without.shape[1])
+    assert [frame for frame in frames if torch.equal(refined[:, frame], without[:, frame])] == [2]
+    assert torch.equal(run(plain), words)  # nothing is known
+    plain.save_pretrained(tmp_path)
+    loaded = StickerGenerationPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded.refiner, KnownFrameRefiner)
+    torch.testing.assert_close(run(loaded, **size), refined)
+    assert StickerGenerationPipeline.from_pretrained(tmp_path, refiner=None).refiner is None

@@ -1,0 +1,111 @@
+import pytest
+import torch
+from example_scripts import load_example
+from tiny_models import make_pipeline
+
+from rdtf_diffusers import KnownFrameRefiner
+
+
+script = load_example("train_refiner.py")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A pipeline whose clips are 16 pixels wide."""
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+def arguments(model, stickers, output, steps=4, **options):
+    settings = {
+        "pretrained_model_name_or_path": model,
+        "train_data_dir": stickers,
+        "output_dir": output,
+        "train_batch_size": 2,
+        "channels": 32,
+        "num_layers": 1,
+        "max_train_steps": steps,
+        "lr_scheduler": "constant",
+        "lr_warmup_steps": 0,
+        "checkpointing_steps": 3,
+        "updates_per_batch": 2,
+    }
+    return [str(word) for name, value in (settings | options).items() for word in (f"--{name}", value)]
+
+
+def make_trainer(model, stickers, output, **options):
+    return script.Trainer(script.parse_args(arguments(model, stickers, output, **options)))
+
+
+def test_a_run_ends_with_a_refiner_and_a_resumed_one_with_the_same(model, stickers, tmp_path):
+    assert script.main(arguments(model, stickers, tmp_path / "whole")) == 0
+    assert script.main(arguments(model, stickers, tmp_path / "parts", steps=3)) == 0
+    assert script.main(arguments(model, stickers, tmp_path / "parts", resume_from_checkpoint="latest")) == 0
+    whole, parts = (KnownFrameRefiner.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.config.channels == 32
+    fresh = make_trainer(model, stickers, tmp_path / "fresh").refiner.state_dict()
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], weight, atol=0, rtol=0)
+    assert not all(torch.equal(weight, fresh[name]) for name, weight in whole.state_dict().items())
+
+
+def test_batches_follow_from_seed_and_number(model, stickers, tmp_path):
+    trainer, again = (make_trainer(model, stickers, tmp_path / name) for name in "ab")
+    clips, captions, masks, generator = trainer.batch(1)
+    same = again.batch(1)
+    assert torch.equal(clips, same[0]) and captions == same[1] and torch.equal(masks, same[2])
+    frames = trainer.pipeline.unet.config.num_frames
+    assert clips.shape[:3] == (2, 4, frames) and masks.shape == (2, frames) and masks.any(dim=1).all()
+    assert not torch.equal(trainer.batch(2)[0], clips)
+    drawn = trainer.draw(clips, captions, masks, generator)
+    assert drawn.shape == clips.shape and torch.equal(again.draw(*same), drawn)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+@pytest.mark.parametrize("steps", [1, 3])
+@torch.no_grad()
+def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monkeypatch, kind, steps):
+    trainer = make_trainer(model, stickers, tmp_path, drawing_steps=steps)
+    trainer.pipeline.scheduler.register_to_config(prediction_type=kind)
+    clips, captions, masks, generator = trainer.batch(0)
+    latents = trainer.pipeline.encode_known_frames(clips, torch.ones_like(masks))
+
+    def forward(noisy, timesteps, condition_latents, **conditions):
+        signal, level = trainer.levels(timesteps)
+        noise = (noisy - signal * latents) / level
+        known = masks[:, None, :, None, None]
+        torch.testing.assert_close(condition_latents, torch.where(known, latents, 0.0))
+        sample = signal * noise - level * latents if kind == "v_prediction" else noise
+        return type("Output", (), {"sample": sample})
+
+    monkeypatch.setattr(trainer.pipeline.unet, "forward", forward)
+    drawn = trainer.draw(clips, captions, masks, generator)
+    torch.testing.assert_close(drawn, trainer.pipeline.decode_latents(latents), atol=1e-3, rtol=0)
+
+
+def test_known_frames_that_are_drawn():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.stack([script.draw_mask(8, generator) for _ in range(2000)])
+    assert masks.any(dim=1).all() and not masks.all(dim=1).any()
+    alone = (masks.sum(dim=1) == 1).float().mean().item()
+    ends = (masks == torch.tensor([True, *[False] * 6, True])).all(dim=1).float().mean().item()
+    assert 0.5 < alone < 0.6 and 0.05 < ends < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"procedural_fraction": 2}, "--procedural_fraction must be between 0 and 1, got 2.0"),
+        ({"min_timestep": 500, "max_timestep": 400}, "--min_timestep 500 exceeds --max_timestep 400"),
+    ],
+)
+def test_wrong_arguments(capsys, options, message):
+    with pytest.raises(SystemExit):
+        script.parse_args(arguments("m", "s", "o", **options))
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_said_in_one_line(model, tmp_path, capsys):
+    assert script.main(arguments(model, tmp_path / "nothing", tmp_path / "out")) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("train_refiner.py: error: ")
