@@ -36,7 +36,8 @@ def load_frozen_parts(args: argparse.Namespace, dtype: torch.dtype = torch.float
         options = {"cache_dir": args.cache_dir}
         if args.pretrained_model_name_or_path:
             options |= {"revision": args.revision, "variant": args.variant}
-        pipeline = StickerGenerationPipeline.from_pretrained(name, unet=None, dtype=dtype, **options)
+        # a refiner belongs to the UNet that it was trained for
+        pipeline = StickerGenerationPipeline.from_pretrained(name, unet=None, refiner=None, dtype=dtype, **options)
     if args.resolution % pipeline.vae_scale_factor:
         raise ValueError(f"`resolution` must be a multiple of {pipeline.vae_scale_factor}, got {args.resolution}.")
     for frozen in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):

@@ -100,9 +100,11 @@ def test_cells_match_themselves_if_nothing_speaks_against_it():
 
 def test_gradients_reach_every_parameter():
     refiner, drawn, known = make_refiner(), make_clips(), make_clips().flip(2)
-    refined, known_alone, before = refiner.refine_hidden(drawn, known, make_mask("01001", "10000"))
-    assert refined.shape == known_alone.shape == before.shape == (3 + 4, 4, 24, 16)
-    (refined.square().mean() + known_alone.square().mean()).backward()
+    hidden = refiner.refine_hidden(drawn, known, make_mask("01001", "10000"))
+    assert hidden.refined.shape == hidden.warped.shape == hidden.drawn.shape == (3 + 4, 4, 24, 16)
+    assert hidden.share.shape == (3 + 4, 1, 24, 16) and 0 < hidden.share.min() and hidden.share.max() < 1
+    torch.testing.assert_close(hidden.refined, hidden.drawn + hidden.share * (hidden.warped - hidden.drawn))
+    hidden.refined.square().mean().backward()
     assert [name for name, weight in refiner.named_parameters() if weight.grad is None] == []
 
 

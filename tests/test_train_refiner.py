@@ -93,6 +93,18 @@ def test_known_frames_that_are_drawn():
     assert 0.5 < alone < 0.6 and 0.05 < ends < 0.1
 
 
+def test_a_picture_a_little_beside_the_truth_is_better_than_a_smear():
+    truth = torch.zeros(1, 4, 32, 32)
+    truth[..., 8:24, 8:24:4] = truth[..., 8:24, 9:24:4] = 1.0  # stripes
+    smear = torch.nn.functional.avg_pool2d(truth, 5, stride=1, padding=2)
+    beside = truth.roll(script.TOLERANCE, dims=3)
+    assert (beside - truth).abs().mean() > (smear - truth).abs().mean()
+    assert script.tolerant_error(truth, truth).max() == script.tolerant_error(beside, truth).max() == 0
+    assert script.tolerant_error(smear, truth)[0, 0, 16, 16] > 0.3
+    far = script.tolerant_error(truth.roll(16, dims=2), truth)
+    assert far.shape == (1, 1, 32, 32) and far[0, 0, 20, 16] > 0.3 and far[0, 0, 0, 0] < 0.2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

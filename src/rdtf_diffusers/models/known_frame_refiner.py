@@ -9,6 +9,8 @@ moves by a part of a latent is quite another latent. So every drawn frame is mat
 before and after it, these are warped to it pixel by pixel, and the network decides at every pixel what to take.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -40,6 +42,22 @@ class CellEncoder(nn.Sequential):
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
+
+
+class RefinedFrames(NamedTuple):
+    """N hidden frames.
+
+    Attributes:
+        refined: (N, C, H, W) in [0, 1], the blend of the next two.
+        warped: the same, made of known frames alone.
+        drawn: the same, as they were drawn.
+        share: (N, 1, H, W), how much of each pixel is `warped`.
+    """
+
+    refined: torch.Tensor
+    warped: torch.Tensor
+    drawn: torch.Tensor
+    share: torch.Tensor
 
 
 class KnownFrameRefiner(ModelMixin, ConfigMixin):
@@ -133,14 +151,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         detail = torch.cat([warped, drawn.float(), trust], dim=1).to(found.dtype)
         return warped, trust + self.pixel_trust(detail).float()
 
-    def refine_hidden(
-        self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The hidden frames of clips, arguments as of `forward`, in the order of `hidden_frames`.
-
-        Returns:
-            (N, C, H, W) in [0, 1]: refined; made of known frames alone, which training looks at, too; as drawn.
-        """
+    def refine_hidden(self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor) -> RefinedFrames:
+        """The hidden frames of clips, arguments as of `forward`, in the order of `hidden_frames`."""
         clip, frame = hidden_frames(condition_mask)
         pixels, given = ((x.transpose(1, 2).to(self.dtype) + 1) / 2 for x in (drawn, known))  # (B, F, C, H, W)
         pixels = pixels[clip, frame].clamp(0, 1)
@@ -156,9 +168,9 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         logits[:, 0] = trust[: len(clip), 0]
         logits[:, 2] = -torch.inf
         candidates[two, 2], logits[two, 2] = warped[len(clip) :], trust[len(clip) :, 0]
-        refined = (logits.softmax(dim=1)[:, :, None] * candidates).sum(dim=1)
-        known_alone = (logits[:, ::2].softmax(dim=1)[:, :, None] * candidates[:, ::2]).sum(dim=1)
-        return refined, known_alone, pixels.float()
+        warped = (logits[:, ::2].softmax(dim=1)[:, :, None] * candidates[:, ::2]).sum(dim=1)
+        share = 1 - logits.softmax(dim=1)[:, 1:2]
+        return RefinedFrames(share * warped + (1 - share) * pixels.float(), warped, pixels.float(), share)
 
     def forward(self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor) -> torch.Tensor:
         """Refines clips.
@@ -180,9 +192,9 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         result = torch.where(condition_mask[:, None, :, None, None], known, drawn)
         clip, frame = hidden_frames(condition_mask)
         if len(clip):
-            refined, _, _ = self.refine_hidden(drawn, known, condition_mask)
+            hidden = self.refine_hidden(drawn, known, condition_mask)
             result = result.transpose(1, 2).clone()
-            result[clip, frame] = (refined * 2 - 1).to(result.dtype)
+            result[clip, frame] = (hidden.refined * 2 - 1).to(result.dtype)
             result = result.transpose(1, 2)
         return result
 
