@@ -36,6 +36,8 @@ SMALL = {
     "train_autoencoder.py": "--resolution 16 --block_out_channels 8 8 --train_batch_size 1 --max_train_steps 1 "
     "--mixed_precision no",
     "prepare_base.py": "--text_encoder words",
+    "train_refiner.py": "--pretrained_model_name_or_path my-model --max_train_steps 1 --train_batch_size 1 "
+    "--channels 32 --mixed_precision no",
     "benchmarks/sampling.py": "--model my-model --count 1 --settings 1,1,1,0",
     "benchmarks/autoencoder.py": "--model my-model --resolution 16 --projections 16",
 }

@@ -97,12 +97,12 @@ def test_a_picture_a_little_beside_the_truth_is_better_than_a_smear():
     truth = torch.zeros(1, 4, 32, 32)
     truth[..., 8:24, 8:24:4] = truth[..., 8:24, 9:24:4] = 1.0  # stripes
     smear = torch.nn.functional.avg_pool2d(truth, 5, stride=1, padding=2)
-    beside = truth.roll(script.TOLERANCE, dims=3)
+    beside = truth.roll(2, dims=3)
     assert (beside - truth).abs().mean() > (smear - truth).abs().mean()
     assert script.tolerant_error(truth, truth).max() == script.tolerant_error(beside, truth).max() == 0
-    assert script.tolerant_error(smear, truth)[0, 0, 16, 16] > 0.3
+    assert script.tolerant_error(smear, truth)[0, 0, 8, 8] > 0.3
     far = script.tolerant_error(truth.roll(16, dims=2), truth)
-    assert far.shape == (1, 1, 32, 32) and far[0, 0, 20, 16] > 0.3 and far[0, 0, 0, 0] < 0.2
+    assert far.shape == (1, 1, 16, 16) and far[0, 0, 8, 8] > 0.3 > far[0, 0, 14, 0]
 
 
 @pytest.mark.parametrize(
