@@ -138,6 +138,8 @@ def test_in_a_pipeline_it_changes_hidden_frames_alone_and_is_saved_with_it(tmp_p
     frames = range(without.shape[1])
     assert [frame for frame in frames if torch.equal(refined[:, frame], without[:, frame])] == [2]
     assert torch.equal(run(plain), words)  # nothing is known
+    with pytest.raises(ValueError, match="`height` must be a positive multiple of 8, but is 12"):
+        plain("a dog", height=12, width=16)
     plain.save_pretrained(tmp_path)
     loaded = StickerGenerationPipeline.from_pretrained(tmp_path)
     assert isinstance(loaded.refiner, KnownFrameRefiner)

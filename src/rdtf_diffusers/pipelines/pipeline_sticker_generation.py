@@ -12,6 +12,7 @@ latents, all other places of the condition are zero, and noise is predicted for 
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -36,7 +37,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..models.known_frame_refiner import KnownFrameRefiner
+from ..models.known_frame_refiner import CELL, KnownFrameRefiner
 from ..models.unet_discrete_frame import UNetDiscreteFrameModel
 from .pipeline_inputs import (
     Picture,
@@ -406,9 +407,10 @@ class StickerGenerationPipeline(
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number from 1 on, but is {value}.")
+        cell = self.vae_scale_factor if self.refiner is None else math.lcm(self.vae_scale_factor, CELL)
         for name, value in (("height", height), ("width", width)):
-            if not isinstance(value, int) or value < 1 or value % self.vae_scale_factor:
-                raise ValueError(f"`{name}` must be a positive multiple of {self.vae_scale_factor}, but is {value}.")
+            if not isinstance(value, int) or value < 1 or value % cell:
+                raise ValueError(f"`{name}` must be a positive multiple of {cell}, but is {value}.")
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"`eta` must lie between 0 and 1, but is {eta}.")
         if output_type not in ("pil", "np", "pt", "latent"):
