@@ -1,7 +1,7 @@
 """Train a KnownFrameRefiner for a pipeline: it puts what the known frames show back into the frames that were drawn.
 
     accelerate launch examples/train_refiner.py --pretrained_model_name_or_path my-model --mixed_precision bf16 \
-        --train_data_dir stickers/static/train stickers/animated/train --output_dir my-model/refiner
+        --train_data_dir stickers/static/train stickers/animated/train --output_dir refiner
 
 Clips are those that the UNet learns from. Of each, some frames are known; the others are drawn by the UNet in a few
 steps from their noisy latents, which smears them as sampling does, and decoded. The refiner learns to undo that. Every

@@ -70,6 +70,16 @@ def test_clips_do_not_know_their_batch():
 
 
 @torch.no_grad()
+def test_parts_that_fit_the_memory_give_the_same(monkeypatch):
+    refiner, drawn, known, mask = make_refiner(), make_clips(), make_clips().flip(2), make_mask("01001", "10000")
+    whole, parts, refine_hidden = refiner(drawn, known, mask), [], refiner.refine_hidden
+    monkeypatch.setattr("rdtf_diffusers.models.known_frame_refiner.MAX_SCORES", 2 * 6**2)  # two frames of 3x2 cells
+    monkeypatch.setattr(refiner, "refine_hidden", lambda *args: parts.append(args[-1]) or refine_hidden(*args))
+    torch.testing.assert_close(refiner(drawn, known, mask), whole, atol=1e-5, rtol=0)
+    assert len(parts) == 4  # of 3 + 4 hidden frames
+
+
+@torch.no_grad()
 def test_pixels_come_from_where_their_cells_match(monkeypatch):
     """With places that lie half a cell to the right, and full trust, a frame is the known one, moved to the left."""
     refiner = KnownFrameRefiner(channels=16, attention_head_dim=8)

@@ -20,6 +20,7 @@ from torch import nn
 
 
 CELL = 8  # pixels of a side of a square that is matched as one
+MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
 
 def place_features(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,9 +152,11 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         detail = torch.cat([warped, drawn.float(), trust], dim=1).to(found.dtype)
         return warped, trust + self.pixel_trust(detail).float()
 
-    def refine_hidden(self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor) -> RefinedFrames:
-        """The hidden frames of clips, arguments as of `forward`, in the order of `hidden_frames`."""
-        clip, frame = hidden_frames(condition_mask)
+    def refine_hidden(
+        self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, part: slice = slice(None)
+    ) -> RefinedFrames:
+        """A part of the hidden frames of clips, arguments as of `forward`, in the order of `hidden_frames`."""
+        clip, frame = (numbers[part] for numbers in hidden_frames(condition_mask))
         pixels, given = ((x.transpose(1, 2).to(self.dtype) + 1) / 2 for x in (drawn, known))  # (B, F, C, H, W)
         pixels = pixels[clip, frame].clamp(0, 1)
         before, after = (number[clip, frame] for number in nearest_known(condition_mask))
@@ -191,12 +194,14 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             raise ValueError(f"Height and width must be multiples of {CELL}, got {tuple(drawn.shape[3:])}.")
         result = torch.where(condition_mask[:, None, :, None, None], known, drawn)
         clip, frame = hidden_frames(condition_mask)
-        if len(clip):
-            hidden = self.refine_hidden(drawn, known, condition_mask)
-            result = result.transpose(1, 2).clone()
-            result[clip, frame] = (hidden.refined * 2 - 1).to(result.dtype)
-            result = result.transpose(1, 2)
-        return result
+        cells = (drawn.shape[3] // CELL) * (drawn.shape[4] // CELL)
+        frames_at_once = max(1, MAX_SCORES // cells**2)  # each cell is compared with each
+        result = result.transpose(1, 2).clone()
+        for first in range(0, len(clip), frames_at_once):
+            part = slice(first, first + frames_at_once)
+            hidden = self.refine_hidden(drawn, known, condition_mask, part)
+            result[clip[part], frame[part]] = (hidden.refined * 2 - 1).to(result.dtype)
+        return result.transpose(1, 2)
 
 
 def hidden_frames(condition_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

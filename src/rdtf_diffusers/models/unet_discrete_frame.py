@@ -501,7 +501,7 @@ class UNetDiscreteFrameModel(
                 nn.Linear(2 * cross_attention_dim, cross_attention_dim),
             )
         self.encoder_hid_proj = None  # set by load_ip_adapter
-        if frame_text_layers:
+        if frame_text_layers:  # the name keeps IP-Adapters away from its attention
             self.motion_modules_text = FrameTextEmbedding(
                 time_embed_dim, cross_attention_dim, attention_head_dim, frame_text_layers
             )
