@@ -1,4 +1,4 @@
-"""Train an RGBA autoencoder for stickers: a diffusers AutoencoderKL with 4 channels in and out.
+"""Train an RGBA autoencoder for stickers: a diffusers AutoencoderKL or AutoencoderTiny with 4 channels in and out.
 
     accelerate launch examples/train_autoencoder.py --train_data_dir stickers/static/train stickers/animated/train \
         --validation_data_dir stickers/static/validation --resolution 64 --mixed_precision bf16 --output_dir vae
@@ -6,7 +6,8 @@
 Pictures are premultiplied RGBA in [-1, 1]. Every picture and up to `--frames_per_animation` frames of every animation
 are decoded once and kept in memory. The saved weights are the moving average. Mean and deviation of each latent
 channel are folded into the 1x1 convolutions around the latents, so saved models give latents of mean 0 and deviation
-1, and their `scaling_factor` is 1.
+1, and their `scaling_factor` is 1. An AutoencoderTiny has no such convolutions, and no noise: the mean and the
+deviation over all its channels become `shift_factor` and `scaling_factor`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -38,6 +39,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         "--resolution", type=positive_int, default=64, help="Height and width of the training pictures."
     )
     parser.add_argument("--frames_per_animation", type=positive_int, default=8, help="Frames kept of each animation.")
+    parser.add_argument("--autoencoder", choices=["AutoencoderKL", "AutoencoderTiny"], default="AutoencoderKL")
     parser.add_argument("--block_out_channels", type=positive_int, nargs="+", default=[16, 32, 64, 72])
     parser.add_argument("--latent_channels", type=int, default=16)
     parser.add_argument("--layers_per_block", type=positive_int, default=1)
@@ -53,6 +55,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     for width in parsed.block_out_channels:
         if width % parsed.norm_num_groups or width < 8:
             parser.error(f"--block_out_channels must be multiples of --norm_num_groups and at least 8, got {width}")
+    if parsed.autoencoder == "AutoencoderTiny" and len(set(parsed.block_out_channels)) > 1:
+        parser.error(f"--block_out_channels of an AutoencoderTiny must be alike, got {parsed.block_out_channels}")
     if parsed.latent_channels < 4:
         parser.error(f"--latent_channels must be at least 4, got {parsed.latent_channels}")
     return parsed
@@ -147,16 +151,48 @@ def start_as_blur(vae: AutoencoderKL) -> None:
         torch.nn.init.zeros_(convolution.bias)
 
 
+def make_autoencoder(args: argparse.Namespace) -> AutoencoderKL | AutoencoderTiny:
+    """The network of `--autoencoder` before training."""
+    widths, blocks = tuple(args.block_out_channels), len(args.block_out_channels)
+    if args.autoencoder == "AutoencoderTiny":
+        return AutoencoderTiny(
+            in_channels=4,
+            out_channels=4,
+            encoder_block_out_channels=widths,
+            decoder_block_out_channels=widths,
+            num_encoder_blocks=(1, *(args.layers_per_block,) * (blocks - 1)),
+            num_decoder_blocks=(*(args.layers_per_block,) * (blocks - 1), 1),
+            latent_channels=args.latent_channels,
+        )
+    vae = AutoencoderKL(
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=widths,
+        layers_per_block=args.layers_per_block,
+        latent_channels=args.latent_channels,
+        norm_num_groups=args.norm_num_groups,
+        sample_size=args.resolution,
+        mid_block_add_attention=False,
+    )
+    start_as_blur(vae)
+    return vae
+
+
 class Reconstruction(torch.nn.Module):
     """Encoder, sampled latents and decoder in one forward, so that it can be wrapped for several processes."""
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny):
         super().__init__()
         self.vae = vae
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (B, 4, H, W) -> their reconstruction, and the mean KL per latent number."""
-        posterior = self.vae.encode(pixels).latent_dist
+        """Pixels (B, 4, H, W) -> their reconstruction, and the mean KL per latent number, 0 without noise."""
+        encoded = self.vae.encode(pixels)
+        if not hasattr(encoded, "latent_dist"):
+            return self.vae.decode(encoded.latents).sample, pixels.new_zeros(())
+        posterior = encoded.latent_dist
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return self.vae.decode(posterior.sample()).sample, kl
 
@@ -169,11 +205,16 @@ def reconstruction_loss(output: torch.Tensor, pixels: torch.Tensor, args: argpar
 
 
 @torch.no_grad()
-def reconstruction_quality(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[float, float]:
+def reconstruction_quality(vae: AutoencoderKL | AutoencoderTiny, pixels: torch.Tensor) -> tuple[float, float]:
     """PSNR over the 4 premultiplied channels in [0, 1] and alpha IoU at 0.5, both means over pictures (P, 4, H, W)."""
     psnr, iou = [], []
     for batch in pixels.split(STATISTICS_BATCH):
-        output = vae(batch.to(vae.device, vae.dtype)).sample.float().cpu().clamp(-1, 1)
+        batch_there = batch.to(vae.device, vae.dtype)
+        if isinstance(vae, AutoencoderTiny):  # whose forward rounds latents to bytes, which sampling does not
+            output = vae.decode(vae.encode(batch_there).latents).sample
+        else:
+            output = vae(batch_there).sample
+        output = output.float().cpu().clamp(-1, 1)
         mse = ((output - batch) / 2).square().mean(dim=(1, 2, 3))
         psnr.append(-10 * mse.clamp(min=1e-10).log10())
         ours, theirs = output[:, 3] > 0, batch[:, 3] > 0
@@ -183,8 +224,16 @@ def reconstruction_quality(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[fl
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
-    """Fold the latents' mean and deviation per channel, over `pixels`, into the 1x1 convolutions around them."""
+def normalise_latents(vae: AutoencoderKL | AutoencoderTiny, pixels: torch.Tensor) -> None:
+    """Make latents have mean 0 and deviation 1 over `pixels`.
+
+    Per channel, folded into the 1x1 convolutions around the latents; without these by `shift_factor` and
+    `scaling_factor`.
+    """
+    if isinstance(vae, AutoencoderTiny):
+        latents = torch.cat([vae.encode(batch.to(vae.device)).latents for batch in pixels.split(STATISTICS_BATCH)])
+        vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+        return
     posteriors = [vae.encode(batch.to(vae.device)).latent_dist for batch in pixels.split(STATISTICS_BATCH)]
     centres = torch.cat([posterior.mean for posterior in posteriors])
     noise = torch.cat([posterior.var for posterior in posteriors]).mean(dim=(0, 2, 3))
@@ -207,20 +256,7 @@ class Trainer(StepTrainer):
         super().__init__(args)
         self.pictures = load_pictures(args.train_data_dir, args.resolution * 3 // 2, args.frames_per_animation)
         self.validation = self._validation_pixels()
-        blocks = len(args.block_out_channels)
-        self.vae = AutoencoderKL(
-            in_channels=4,
-            out_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-            block_out_channels=tuple(args.block_out_channels),
-            layers_per_block=args.layers_per_block,
-            latent_channels=args.latent_channels,
-            norm_num_groups=args.norm_num_groups,
-            sample_size=args.resolution,
-            mid_block_add_attention=False,
-        )
-        start_as_blur(self.vae)
+        self.vae = make_autoencoder(args)
         self.prepare(Reconstruction(self.vae))
 
     def _validation_pixels(self) -> torch.Tensor | None:

@@ -58,6 +58,7 @@ from rdtf_diffusers.training import (
     mask_condition_latents,
     min_snr_weights,
     row_generator,
+    timestep_chances,
 )
 from rdtf_diffusers.training.history import HISTORY_FILE, RunHistory, final_losses, read_history
 from rdtf_diffusers.training.plots import CURRICULUM_FILE, LOSSES_FILE, plot_curriculum, plot_losses
@@ -152,6 +153,17 @@ def optimizer_settings(args: argparse.Namespace) -> dict:
     }
 
 
+def make_timestep_chances(args: argparse.Namespace, levels: int) -> torch.Tensor | None:
+    """What `--timestep_bias_*` say about `levels` noise levels; nothing if all are alike."""
+    if args.timestep_bias_multiplier == 1:
+        return None
+    begin, end = args.timestep_bias_begin, args.timestep_bias_end
+    try:
+        return timestep_chances(levels, args.timestep_bias_multiplier, begin, end)
+    except ValueError as error:
+        raise ValueError(f"`timestep_bias_begin` and `timestep_bias_end`: {error}.") from error
+
+
 class Trainer:
     """One training run: what is trained, with which data, and how far it is.
 
@@ -174,6 +186,7 @@ class Trainer:
         dtype = torch.float32 if args.latent_cache else WEIGHT_DTYPES[self.accelerator.mixed_precision]
         self.pipeline = load_frozen_parts(args, dtype)
         self.pipeline.register_modules(scheduler=make_scheduler(args, self.pipeline))
+        self.timestep_chances = make_timestep_chances(args, self.pipeline.scheduler.config.num_train_timesteps)
         self.clips = make_clips(args, self.pipeline, self.accelerator)
         self.plan_steps()
         set_seed(args.seed)  # for the UNet's first weights; everything later is seeded sample by sample
@@ -185,6 +198,8 @@ class Trainer:
             args.text_word_drop_prob,
             padding=self.clips.padding if args.latent_cache else None,
             interpolation_ends_prob=args.interpolation_ends_prob,
+            interpolation_gap_prob=args.interpolation_gap_prob,
+            first_frame_prob=args.first_frame_prob,
         )
         if args.latent_cache:
             self._drop_frozen_parts()
@@ -405,6 +420,15 @@ class Trainer:
             text = {name: value for name, value in zip(names, (embeds, embeds_2)) if value is not None}
         return latents.float(), text | {"text_mask": batch["text_mask"].to(device)}
 
+    def draw_timesteps(self, rows: list[dict]) -> torch.Tensor:
+        """Noise levels (B,) of clips, every clip's by its own seed."""
+        generators = [row_generator(row["seed"], "timestep") for row in rows]
+        if self.timestep_chances is None:
+            levels = self.pipeline.scheduler.config.num_train_timesteps
+            return torch.stack([torch.randint(levels, (), generator=generator) for generator in generators])
+        chances = self.timestep_chances
+        return torch.cat([torch.multinomial(chances, 1, generator=generator) for generator in generators])
+
     def draw_noise(self, rows: list[dict], stream: str, shape: torch.Size) -> torch.Tensor:
         """Standard normal (B, *shape), every clip's by its own seed."""
         generators = [row_generator(row["seed"], stream) for row in rows]
@@ -438,9 +462,7 @@ class Trainer:
         batch = self.collator(rows, task)
         with torch.no_grad(), self.accelerator.autocast():
             latents, text = self.encode(batch, rows)
-        levels = scheduler.config.num_train_timesteps
-        timesteps = [torch.randint(levels, (), generator=row_generator(row["seed"], "timestep")) for row in rows]
-        timesteps = torch.stack(timesteps).to(device)
+        timesteps = self.draw_timesteps(rows).to(device)
         noisy, target = self.add_noise(latents, rows, timesteps)
         condition_mask, frame_mask = batch["condition_mask"].to(device), batch["frame_mask"].to(device)
         condition = mask_condition_latents(latents, condition_mask, frame_mask)
@@ -670,6 +692,7 @@ class Trainer:
             "keyframes": f"{args.min_keyframes} to {args.max_keyframes}, {args.keyframes}",
             "pictures set in motion": args.procedural_fraction,
             "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler}, warm-up {args.lr_warmup_steps}",
+            "noise levels": self.noise_levels(),
             "curriculum": args.curriculum,
             "task weights": args.task_weights,
             "loss": f"{self.pipeline.scheduler.config.prediction_type}, mean over {args.loss_reduction} frames",
@@ -677,10 +700,20 @@ class Trainer:
             "text dropped": args.text_drop_prob,
             "words dropped": args.text_word_drop_prob,
             "interpolations between two ends": args.interpolation_ends_prob,
+            "interpolations over one gap": args.interpolation_gap_prob,
+            "first frame given": args.first_frame_prob,
             "moving average": args.ema_decay if args.use_ema else "none",
             "mixed precision": self.accelerator.mixed_precision,
             "seed": args.seed,
         } | environment(processes)
+
+    def noise_levels(self) -> str:
+        """Which noise levels are trained how often, for the card."""
+        args, levels = self.args, self.pipeline.scheduler.config.num_train_timesteps
+        if self.timestep_chances is None:
+            return "all alike"
+        end = levels if args.timestep_bias_end is None else args.timestep_bias_end
+        return f"{args.timestep_bias_begin} to {end - 1} of {levels}, {args.timestep_bias_multiplier:g} times as often"
 
     def publish(self) -> None:
         """Uploads what the run leaves with `--push_to_hub`."""

@@ -114,6 +114,14 @@ def add_method_arguments(group) -> None:
     add("--text_word_drop_prob", type=float, default=0.2, help="A word replaced by a placeholder.")
     help_text = "Beyond the paper: an interpolation that is given the first and the last frame alone."
     add("--interpolation_ends_prob", type=float, default=0.0, help=help_text)
+    help_text = "Beyond the paper: an interpolation that is given all frames but those of one gap."
+    add("--interpolation_gap_prob", type=float, default=0.0, help=help_text)
+    help_text = "Beyond the paper: a clip of i2v or it2v is given its first frame, not a random one."
+    add("--first_frame_prob", type=float, default=0.0, help=help_text)
+    help_text = "How much more often steps from --timestep_bias_begin up to --timestep_bias_end are trained."
+    add("--timestep_bias_multiplier", type=float, default=1.0, help=help_text)
+    add("--timestep_bias_begin", type=int, default=0, help="The first such step; the noise grows with its number.")
+    add("--timestep_bias_end", type=int, help="The first step after them. Default: all above are among them.")
     add("--snr_gamma", type=float, help="Weigh steps by min(SNR, gamma) (arXiv 2303.09556); 5.0 is usual.")
     add("--noise_offset", type=float, default=0.0, help="Scale of noise that a whole channel of a clip shares.")
     add("--input_perturbation", type=float, default=0.0, help="Scale of noise that the target does not have.")
@@ -217,7 +225,7 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
-    for name in ("max_grad_norm", "snr_gamma", "adam_epsilon"):
+    for name in ("max_grad_norm", "snr_gamma", "adam_epsilon", "timestep_bias_multiplier"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             parser.error(f"--{name} must be above 0, got {value}")
@@ -227,10 +235,13 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         if value is not None and not value >= 0:
             parser.error(f"--{name} must not be negative, got {value}")
     fractions = "procedural_fraction joint_drop_prob text_drop_prob text_word_drop_prob interpolation_ends_prob"
+    fractions += " interpolation_gap_prob first_frame_prob"
     fractions += " ema_decay validation_eta"
     for name in fractions.split():
         if not 0.0 <= getattr(args, name) <= 1.0:
             parser.error(f"--{name} must be between 0 and 1, got {getattr(args, name)}")
+    if args.interpolation_ends_prob + args.interpolation_gap_prob > 1.0:
+        parser.error("--interpolation_ends_prob and --interpolation_gap_prob must not exceed 1 together")
 
 
 def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -53,6 +53,26 @@ def test_sampling_table(tmp_path, pictures, capsys):
     assert "sampling.py: error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_noise_levels_table(tmp_path, pictures, capsys, prediction_type):
+    noise_levels = load_example("benchmarks/noise_levels.py")
+    pipe = make_pipeline()
+    pipe.scheduler.register_to_config(prediction_type=prediction_type)
+    pipe.save_pretrained(tmp_path / "model")
+    args = ["--model", str(tmp_path / "model"), "--data", str(pictures), "--count", "3", "--task", "t2v"]
+    assert noise_levels.main([*args, "--levels", "10", "990"]) == 0
+    first, _, *rows = capsys.readouterr().out.splitlines()
+    assert first == "3 clips, t2v, seed 0"
+    assert [row.split()[0] for row in rows] == ["990", "10"] and rows[1].endswith("100%")
+    for row in rows:
+        _, _, own, others, harm, _ = row.split()
+        assert float(others) - float(own) == pytest.approx(float(harm), abs=2e-4)
+    with pytest.raises(SystemExit):
+        noise_levels.main([*args, "--count", "1"])
+    assert noise_levels.main([*args[:2], "--data", str(tmp_path / "nothing")]) == 2
+    assert "noise_levels.py: error: " in capsys.readouterr().err
+
+
 def test_sampling_compares_premultiplied_pictures():
     sampling = load_example("benchmarks/sampling.py")
     picture = torch.tensor([0.5, 0.25, 0.0, 0.5]).view(4, 1, 1)

@@ -89,6 +89,38 @@ def test_some_interpolations_show_their_ends_alone():
         assert torch.equal(*masks)
 
 
+def test_some_interpolations_show_all_but_one_gap():
+    rows = [make_row(seed, frames=1 + seed % 8) for seed in range(2400)]
+    collator = DualMaskCollator(joint_drop_prob=0.0, interpolation_ends_prob=0.2, interpolation_gap_prob=0.8)
+    gaps = set()
+    for mask, frames in zip(*(collator(rows, "interpolation")[key] for key in ("condition_mask", "frame_mask"))):
+        hidden, real = (~mask & frames).nonzero().flatten().tolist(), int(frames.sum())
+        assert hidden == list(range(min(hidden, default=0), max(hidden, default=-1) + 1))
+        assert mask[0] and mask[real - 1] and not mask[real:].any()
+        if real > 3:
+            assert 2 <= len(hidden) <= real - 2
+            gaps.add((real, hidden[0], len(hidden)))
+    slow = {
+        (real, first, length)
+        for real in range(4, 9)
+        for first in range(1, real - 2)
+        for length in range(2, real - first)
+    }
+    assert gaps == slow
+
+
+def test_more_pictures_in_motion_start_from_their_first_frame():
+    rows = [make_row(seed) for seed in range(2400)]
+    collator = DualMaskCollator(joint_drop_prob=0.0, first_frame_prob=0.6)
+    for task in ("i2v", "it2v"):
+        mask = collator(rows, task)["condition_mask"]
+        assert (mask.sum(dim=1) == 1).all()
+        assert_rate(int(mask[:, 0].sum()), len(rows), 0.6 + 0.4 / 8)
+    for task in ("t2v", "post_prediction"):
+        masks = [made(rows, task)["condition_mask"] for made in (collator, DualMaskCollator(joint_drop_prob=0.0))]
+        assert torch.equal(*masks)
+
+
 @pytest.mark.parametrize("caption", ["", "  "])
 def test_an_empty_caption_counts_as_dropped_text(caption):
     rows = [make_row(0, caption=caption), make_row(0)]
@@ -176,6 +208,10 @@ def test_refuses_rows_that_make_no_batch(rows, task, message):
         ({"joint_drop_prob": 1.5}, r"`joint_drop_prob` must be in \[0, 1\], got 1.5"),
         ({"text_drop_prob": -0.1}, r"`text_drop_prob` must be in \[0, 1\], got -0.1"),
         ({"interpolation_ends_prob": -1}, r"`interpolation_ends_prob` must be in \[0, 1\], got -1"),
+        (
+            {"interpolation_ends_prob": 0.6, "interpolation_gap_prob": 0.5},
+            "must not exceed 1 together, got 0.6 and 0.5",
+        ),
         ({"text_word_drop_prob": 2}, r"`text_word_drop_prob` must be in \[0, 1\], got 2"),
     ],
 )

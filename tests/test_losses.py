@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from rdtf_diffusers.training import dual_mask_loss, min_snr_weights
+from rdtf_diffusers.training import dual_mask_loss, min_snr_weights, timestep_chances
 
 
 def clips(seed: int) -> torch.Tensor:
@@ -117,3 +117,26 @@ def test_min_snr_weights(prediction_type):
 def test_min_snr_weighs_pure_noise_with_nothing():
     zero = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     assert min_snr_weights(zero, torch.tensor([999]), 5.0).tolist() == pytest.approx([0.0])
+
+
+def test_preferred_noise_levels_are_drawn_as_much_more_often():
+    chances = timestep_chances(1000, 5.0, begin=650)
+    assert chances.sum() == pytest.approx(1.0) and chances.shape == (1000,)
+    assert chances[650:].unique() == pytest.approx(5 / (650 + 5 * 350)) == 5 * chances[:650].unique()
+    assert timestep_chances(1000, 1.0).tolist() == pytest.approx([0.001] * 1000)
+    rare = timestep_chances(10, 0.25, 2, 4)
+    assert rare.tolist() == pytest.approx([(0.25 if step in (2, 3) else 1) / 8.5 for step in range(10)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multiplier": 0.0}, "`multiplier` must be above 0, got 0.0"),
+        ({"multiplier": 2.0, "begin": 1000}, "`begin` and `end` must be a part of 0 to 1000, got 1000 to 1000"),
+        ({"multiplier": 2.0, "begin": -1}, "got -1 to 1000"),
+        ({"multiplier": 2.0, "end": 1001}, "got 0 to 1001"),
+    ],
+)
+def test_noise_levels_that_do_not_exist_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        timestep_chances(1000, **options)

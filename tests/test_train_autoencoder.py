@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from example_scripts import load_example
 from PIL import Image
 
@@ -158,6 +158,23 @@ def test_learns_a_handful_of_pictures(folder, tmp_path, caplog):
     assert float(line.split("validation/alpha_iou ")[1]) > 0.7
 
 
+def test_an_autoencoder_without_noise(folder, tmp_path, caplog):
+    options = {"autoencoder": "AutoencoderTiny", "block_out_channels": "8 8", "checkpointing_steps": 40}
+    options |= {"learning_rate": 5e-3, "ema_decay": 0.9}
+    with caplog.at_level("INFO"):
+        assert script.main(arguments(folder, tmp_path / "out", steps=40, **options)) == 0
+    line = next(record.getMessage() for record in caplog.records if "validation/psnr" in record.getMessage())
+    vae = AutoencoderTiny.from_pretrained(tmp_path / "out")
+    pixels = script.load_pictures([str(folder)], 16, frames_per_animation=2).float() / 127.5 - 1
+    with torch.no_grad():
+        latents = vae.encode(pixels).latents
+        output = vae.decode(latents).sample.clamp(-1, 1)
+    psnr = (-10 * ((output - pixels) / 2).square().mean(dim=(1, 2, 3)).log10()).mean().item()
+    assert float(line.split("validation/psnr ")[1].split(",")[0]) == pytest.approx(psnr, abs=0.1)
+    scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    assert scaled.mean().abs() < 0.5 and 0.5 < scaled.std() < 2  # over these pictures, and not over moved ones
+
+
 def test_old_checkpoints_go_after_the_new_one_is_whole(folder, tmp_path):
     assert script.main(arguments(folder, tmp_path / "out", steps=6, checkpoints_total_limit=1)) == 0
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-6"]
@@ -180,6 +197,7 @@ def test_user_errors_are_one_line_and_code_2(folder, tmp_path, capsys):
     [
         ({"resolution": 15}, "--resolution must be a multiple of 2 for these blocks, got 15"),
         ({"block_out_channels": "8 15"}, "multiples of --norm_num_groups and at least 8, got 15"),
+        ({"autoencoder": "AutoencoderTiny"}, "of an AutoencoderTiny must be alike, got [8, 16]"),
         ({"latent_channels": 3}, "--latent_channels must be at least 4, got 3"),
         ({"train_batch_size": 0}, "must be at least 1, got 0"),
     ],

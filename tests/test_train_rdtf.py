@@ -286,6 +286,23 @@ def test_noise_offset_and_input_perturbation(script, base, stickers, tmp_path):
     assert ((perturbed - plain) / scale).std() == pytest.approx(0.1, rel=0.1)
 
 
+def test_noise_levels_that_are_trained_more_often(script, base, stickers, tmp_path, capsys):
+    def trainer(name, *more):
+        return script.Trainer(script.parse_args(arguments(base, stickers, tmp_path / name, *more)))
+
+    rows = [{"seed": seed} for seed in range(300)]
+    plain = trainer("plain")
+    assert (plain.draw_timesteps(rows) >= 900).float().mean() < 0.2 and plain.noise_levels() == "all alike"
+    bias = ("--timestep_bias_multiplier", 81, "--timestep_bias_begin", 900)
+    biased = trainer("biased", *bias)
+    timesteps = biased.draw_timesteps(rows)
+    assert 0.8 < (timesteps >= 900).float().mean() < 1  # 9 of 10
+    assert biased.noise_levels() == "900 to 999 of 1000, 81 times as often"
+    assert torch.equal(biased.draw_timesteps(rows[7:9]), timesteps[7:9])  # whatever the batch
+    assert script.main(arguments(base, stickers, tmp_path / "wrong", *bias, "--timestep_bias_end", 900)) == 2
+    assert "`timestep_bias_end`" in capsys.readouterr().err
+
+
 def test_epochs_and_scaled_rates(script, base, stickers, tmp_path):
     more = ("--num_train_epochs", 3, "--validation_epochs", 1, "--gradient_accumulation_steps", 2, "--scale_lr")
     args = arguments(base, stickers, tmp_path, *more)

@@ -73,6 +73,11 @@ def test_arguments_are_spelled_as_in_diffusers(script):
         ("--train_data_dir s --unet_model_name_or_path m --temporal_layer conv3d", "a given UNet has its own"),
         ("--train_data_dir s --unet_model_name_or_path m --block_out_channels 16 16", "a given UNet has its own"),
         ("--train_data_dir s --joint_drop_prob 1.5", "--joint_drop_prob must be between 0 and 1, got 1.5"),
+        (
+            "--train_data_dir s --interpolation_ends_prob 0.6 --interpolation_gap_prob 0.5",
+            "--interpolation_ends_prob and --interpolation_gap_prob must not exceed 1 together",
+        ),
+        ("--train_data_dir s --timestep_bias_multiplier 0", "--timestep_bias_multiplier must be above 0, got 0.0"),
         ("--train_data_dir s --validation_eta 2", "--validation_eta must be between 0 and 1, got 2.0"),
         ("--train_data_dir s --validation_guidance_scale nan", "must not be negative, got nan"),
         ("--train_data_dir s --offload_ema", "--use_ema"),

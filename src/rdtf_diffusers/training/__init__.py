@@ -2,7 +2,7 @@
 
 from .collator import DualMaskCollator, pad_clips, replace_words, row_generator
 from .curriculum import AdaptiveCurriculum, Curriculum, LinearCurriculum, PIDTerms, make_curriculum
-from .losses import dual_mask_loss, min_snr_weights
+from .losses import dual_mask_loss, min_snr_weights, timestep_chances
 from .muon import Muon
 from .presets import PRESETS, Preset
 from .tasks import FAMILIES, TASKS, Task, draw_condition_mask, mask_condition_latents
@@ -28,4 +28,5 @@ __all__ = [
     "pad_clips",
     "replace_words",
     "row_generator",
+    "timestep_chances",
 ]

@@ -91,9 +91,14 @@ class DualMaskCollator:
         padding: A padded frame (C, H, W) in place of zeros, for rows of latents.
         interpolation_ends_prob: Probability that a clip of the task `interpolation` shows its first and its last frame
             alone, which is what people have between two pictures. Not in the paper, whose patterns have smaller gaps.
+        interpolation_gap_prob: Probability that it shows all frames but those of one gap, from 2 frames to all between
+            the ends, which is what closes a loop. Not in the paper, either.
+        first_frame_prob: Probability that a clip of `i2v` or `it2v` shows its first frame, which is what people have,
+            instead of the paper's random one.
 
     Raises:
-        ValueError: `num_frames` is below 1 or a probability is outside [0, 1].
+        ValueError: `num_frames` is below 1, a probability is outside [0, 1], or those of `interpolation` exceed 1
+            together.
     """
 
     def __init__(
@@ -105,6 +110,8 @@ class DualMaskCollator:
         word_placeholder: str = "_",
         padding: torch.Tensor | None = None,
         interpolation_ends_prob: float = 0.0,
+        interpolation_gap_prob: float = 0.0,
+        first_frame_prob: float = 0.0,
     ) -> None:
         if num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}")
@@ -113,15 +120,24 @@ class DualMaskCollator:
             "text_drop_prob": text_drop_prob,
             "text_word_drop_prob": text_word_drop_prob,
             "interpolation_ends_prob": interpolation_ends_prob,
+            "interpolation_gap_prob": interpolation_gap_prob,
+            "first_frame_prob": first_frame_prob,
         }
         for name, probability in probabilities.items():
             if not 0.0 <= probability <= 1.0:
                 raise ValueError(f"`{name}` must be in [0, 1], got {probability}")
+        if interpolation_ends_prob + interpolation_gap_prob > 1.0:
+            raise ValueError(
+                f"`interpolation_ends_prob` and `interpolation_gap_prob` must not exceed 1 together, got "
+                f"{interpolation_ends_prob} and {interpolation_gap_prob}"
+            )
         self.num_frames = num_frames
         self.joint_drop_prob = joint_drop_prob
         self.text_drop_prob = text_drop_prob
         self.text_word_drop_prob = text_word_drop_prob
         self.interpolation_ends_prob = interpolation_ends_prob
+        self.interpolation_gap_prob = interpolation_gap_prob
+        self.first_frame_prob = first_frame_prob
         self.word_placeholder = word_placeholder
         self.padding = padding
 
@@ -163,13 +179,30 @@ class DualMaskCollator:
     ) -> tuple[str, torch.Tensor, bool]:
         """What the network is told of one row: caption, (F,) bool `condition_mask`, whether the text is kept."""
         seed, caption = row["seed"], row["caption"]
-        condition_mask = draw_condition_mask(task, frame_mask, row_generator(seed, "condition_mask"))
-        if task == "interpolation" and self.interpolation_ends_prob:
-            if torch.rand((), generator=row_generator(seed, "ends")) < self.interpolation_ends_prob:
-                condition_mask = torch.zeros_like(frame_mask)
-                condition_mask[[0, int(frame_mask.sum()) - 1]] = True
+        condition_mask = self.draw_use(seed, task, int(frame_mask.sum()))
+        if condition_mask is None:
+            condition_mask = draw_condition_mask(task, frame_mask, row_generator(seed, "condition_mask"))
         joint, text = torch.rand(2, generator=row_generator(seed, "drop")).tolist()
         drop_all = joint < self.joint_drop_prob
         keep_text = TASKS[task].keeps_text and bool(caption.strip()) and not drop_all and text >= self.text_drop_prob
         caption = replace_words(caption, self.text_word_drop_prob, self.word_placeholder, row_generator(seed, "words"))
         return caption, condition_mask & (not drop_all), keep_text
+
+    def draw_use(self, seed: int, task: str, real: int) -> torch.Tensor | None:
+        """The (F,) bool mask of a clip with `real` frames, if it is to be as people use the model; else None."""
+        chance = float(torch.rand((), generator=row_generator(seed, "ends")))
+        mask = torch.zeros(self.num_frames, dtype=torch.bool)
+        if task in ("i2v", "it2v") and chance < self.first_frame_prob:
+            mask[0] = True
+            return mask
+        if task != "interpolation" or chance >= self.interpolation_ends_prob + self.interpolation_gap_prob:
+            return None
+        first, last = 1, real - 1  # hidden, `last` not among them
+        if chance >= self.interpolation_ends_prob and real > 3:
+            generator = row_generator(seed, "gap")
+            length = int(torch.randint(2, real - 1, (), generator=generator))
+            first = int(torch.randint(1, real - length, (), generator=generator))
+            last = first + length
+        mask[:first] = True
+        mask[last:real] = True
+        return mask

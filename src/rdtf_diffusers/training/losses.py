@@ -1,4 +1,4 @@
-"""The masked noise-prediction loss: padding frames do not count, visible condition frames do.
+"""The masked noise-prediction loss: padding frames do not count, visible condition frames do; which noise it sees.
 
 Source: RDTF (arXiv 2503.17735), section on the dual mask.
 """
@@ -45,6 +45,32 @@ def dual_mask_loss(
         frames = frame_mask.sum() if real_frames is None else real_frames
         return squared_error.sum() / (frames * prediction[0, :, 0].numel())
     raise ValueError(f'`reduction` must be "all" or "valid", got {reduction!r}')
+
+
+def timestep_chances(levels: int, multiplier: float, begin: int = 0, end: int | None = None) -> torch.Tensor:
+    """Chances of noise levels to be trained, some of which are trained `multiplier` times as often as the others.
+
+    What text and known frames say counts where the noise is strong; elsewhere the noisy frames show it themselves.
+
+    Args:
+        levels: how many there are, such as the scheduler's `num_train_timesteps`.
+        multiplier: 1 for all alike.
+        begin, end: the preferred levels, from `begin` up to, but without, `end`; `end` is `levels` by default.
+
+    Returns:
+        (levels,) float32 that sums to 1, as `torch.multinomial` takes it.
+
+    Raises:
+        ValueError: `multiplier` is not positive, or `begin` to `end` is not a part of the levels.
+    """
+    end = levels if end is None else end
+    if not multiplier > 0:
+        raise ValueError(f"`multiplier` must be above 0, got {multiplier}")
+    if not 0 <= begin < end <= levels:
+        raise ValueError(f"`begin` and `end` must be a part of 0 to {levels}, got {begin} to {end}")
+    weights = torch.ones(levels)
+    weights[begin:end] = multiplier
+    return weights / weights.sum()
 
 
 def min_snr_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
