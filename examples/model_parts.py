@@ -113,16 +113,13 @@ def add_layers(unet: UNetDiscreteFrameModel, additions: dict[str, int]) -> UNetD
     """The same network with more layers; they start as what changes nothing.
 
     Raises:
-        ValueError: a layer that the network has would be lost.
+        ValueError: layers that the network has would be changed or lost.
     """
-    larger = UNetDiscreteFrameModel.from_config(unet.config, **additions)
-    try:
-        lost = larger.load_state_dict(unet.state_dict(), strict=False).unexpected_keys
-    except RuntimeError:  # sizes differ
-        lost = True
-    if lost:
+    if any(unet.config[name] not in (0, count) for name, count in additions.items()):
         changes = ", ".join(f"`{name}` {unet.config[name]} to {count}" for name, count in additions.items())
         raise ValueError(f"Layers can be added to a pretrained UNet, not changed or taken away: {changes}.")
+    larger = UNetDiscreteFrameModel.from_config(unet.config, **additions)
+    larger.load_state_dict(unet.state_dict(), strict=False)
     return larger
 
 

@@ -18,7 +18,8 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoModel as DiffusersAutoModel
+from diffusers import DDIMScheduler
 from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizer
 
 from rdtf_diffusers import StickerGenerationPipeline
@@ -43,7 +44,7 @@ SCHEDULER = {
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--vae", required=True, help="Folder or Hub id of an AutoencoderKL.")
+    parser.add_argument("--vae", required=True, help="Folder or Hub id of an autoencoder of diffusers.")
     parser.add_argument("--text_encoder", required=True, help="Folder or Hub id of a BERT sentence encoder.")
     parser.add_argument("--caption_files", nargs="+", required=True, help="metadata.jsonl files.")
     parser.add_argument("--caption_column", default="text")
@@ -131,7 +132,7 @@ def prepare(args: argparse.Namespace) -> None:
     small = prune(model, tokenizer, pieces, args.num_layers, args.max_length)
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     small_tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=args.max_length)
-    vae = AutoencoderKL.from_pretrained(args.vae)
+    vae = DiffusersAutoModel.from_pretrained(args.vae)
     pipeline = StickerGenerationPipeline(vae, small, small_tokenizer, unet=None, scheduler=DDIMScheduler(**SCHEDULER))
     pipeline.save_pretrained(args.output_dir)
 

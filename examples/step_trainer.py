@@ -31,6 +31,7 @@ from rdtf_diffusers.training.run_state import (
     save_checkpoint,
     warn_if_bf16_is_slow,
 )
+from rdtf_diffusers.utils.memory import is_out_of_memory
 
 
 logger = logging.getLogger("step_trainer")
@@ -47,7 +48,6 @@ def positive_int(text: str) -> int:
 def add_run_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
     """Adds what every run takes; `defaults` are the model's own."""
     parser.add_argument("--train_data_dir", nargs="+", required=True, help="Folders with metadata.jsonl, or Hub ids.")
-    parser.add_argument("--validation_data_dir", nargs="+", default=[], help="The same, to measure the model.")
     parser.add_argument("--output_dir")
     parser.add_argument("--max_train_steps", type=positive_int)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
@@ -168,5 +168,10 @@ def run_script(
         trainer(parse_args(args)).run()
     except (OSError, ValueError) as error:
         print(f"{trainer.name}.py: error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{trainer.name}.py: error: the memory is full; give a smaller --train_batch_size", file=sys.stderr)
         return 2
     return 0

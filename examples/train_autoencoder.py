@@ -29,18 +29,21 @@ from rdtf_diffusers.data.rows import iterate_animations, load_rows
 
 
 STATISTICS_BATCH = 64
+WIDTHS = {"AutoencoderKL": [16, 32, 64, 72], "AutoencoderTiny": [64, 64, 64, 64]}
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, output_dir="sticker-autoencoder", max_train_steps=20_000)
+    parser.add_argument("--validation_data_dir", nargs="+", default=[], help="Stickers to measure the model on.")
     parser.add_argument("--max_validation_samples", type=positive_int, default=512)
     parser.add_argument(
         "--resolution", type=positive_int, default=64, help="Height and width of the training pictures."
     )
     parser.add_argument("--frames_per_animation", type=positive_int, default=8, help="Frames kept of each animation.")
-    parser.add_argument("--autoencoder", choices=["AutoencoderKL", "AutoencoderTiny"], default="AutoencoderKL")
-    parser.add_argument("--block_out_channels", type=positive_int, nargs="+", default=[16, 32, 64, 72])
+    parser.add_argument("--autoencoder", choices=list(WIDTHS), default="AutoencoderKL", help="Its class in diffusers.")
+    help_text = "Widths from the picture to the latents; every further one halves the size. Default: by class."
+    parser.add_argument("--block_out_channels", type=positive_int, nargs="+", help=help_text)
     parser.add_argument("--latent_channels", type=int, default=16)
     parser.add_argument("--layers_per_block", type=positive_int, default=1)
     parser.add_argument("--norm_num_groups", type=positive_int, default=2)
@@ -49,13 +52,18 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mse_weight", type=float, default=2.0)
     parser.add_argument("--edge_weight", type=float, default=0.5, help="Weight of the L1 on image gradients.")
     parsed = parser.parse_args(args)
+    is_tiny = parsed.autoencoder == "AutoencoderTiny"
+    parsed.block_out_channels = parsed.block_out_channels or WIDTHS[parsed.autoencoder]
+    for name in ("norm_num_groups", "kl_weight") if is_tiny else ():
+        if getattr(parsed, name) != parser.get_default(name):
+            parser.error(f"--{name}: an AutoencoderTiny has neither norms nor noise")
     factor = 2 ** (len(parsed.block_out_channels) - 1)
     if parsed.resolution % factor:
         parser.error(f"--resolution must be a multiple of {factor} for these blocks, got {parsed.resolution}")
     for width in parsed.block_out_channels:
-        if width % parsed.norm_num_groups or width < 8:
+        if (not is_tiny and width % parsed.norm_num_groups) or width < 8:
             parser.error(f"--block_out_channels must be multiples of --norm_num_groups and at least 8, got {width}")
-    if parsed.autoencoder == "AutoencoderTiny" and len(set(parsed.block_out_channels)) > 1:
+    if is_tiny and len(set(parsed.block_out_channels)) > 1:
         parser.error(f"--block_out_channels of an AutoencoderTiny must be alike, got {parsed.block_out_channels}")
     if parsed.latent_channels < 4:
         parser.error(f"--latent_channels must be at least 4, got {parsed.latent_channels}")

@@ -157,9 +157,10 @@ def make_timestep_chances(args: argparse.Namespace, levels: int) -> torch.Tensor
     """What `--timestep_bias_*` say about `levels` noise levels; nothing if all are alike."""
     if args.timestep_bias_multiplier == 1:
         return None
-    begin, end = args.timestep_bias_begin, args.timestep_bias_end
     try:
-        return timestep_chances(levels, args.timestep_bias_multiplier, begin, end)
+        return timestep_chances(
+            levels, args.timestep_bias_multiplier, args.timestep_bias_begin or 0, args.timestep_bias_end
+        )
     except ValueError as error:
         raise ValueError(f"`timestep_bias_begin` and `timestep_bias_end`: {error}.") from error
 
@@ -712,8 +713,8 @@ class Trainer:
         args, levels = self.args, self.pipeline.scheduler.config.num_train_timesteps
         if self.timestep_chances is None:
             return "all alike"
-        end = levels if args.timestep_bias_end is None else args.timestep_bias_end
-        return f"{args.timestep_bias_begin} to {end - 1} of {levels}, {args.timestep_bias_multiplier:g} times as often"
+        begin, end = args.timestep_bias_begin or 0, args.timestep_bias_end or levels
+        return f"{begin} to {end - 1} of {levels}, {args.timestep_bias_multiplier:g} times as often"
 
     def publish(self) -> None:
         """Uploads what the run leaves with `--push_to_hub`."""

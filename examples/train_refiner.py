@@ -15,16 +15,17 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
+from model_parts import PREDICTION_TYPES
 from step_trainer import StepTrainer, add_run_arguments, positive_int, run_script
 from torch import nn
 
 from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
-from rdtf_diffusers.models.known_frame_refiner import KnownFrameRefiner, RefinedFrames, hidden_frames
+from rdtf_diffusers.models.known_frame_refiner import CELL, KnownFrameRefiner, RefinedFrames, hidden_frames
 from rdtf_diffusers.training import draw_condition_mask, mask_condition_latents
 
 
-TASKS = {"it2v": 0.55, "interpolation": 0.25, "pre_prediction": 0.1, "post_prediction": 0.1}
+TASK_WEIGHTS = {"it2v": 0.55, "interpolation": 0.25, "pre_prediction": 0.1, "post_prediction": 0.1}
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
 BOTH_ENDS = 0.3  # of the interpolations: the first and the last frame alone are known
 
@@ -51,7 +52,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
 
 def draw_mask(num_frames: int, generator: torch.Generator) -> torch.Tensor:
     """(F,) bool, the known frames of a clip."""
-    task = list(TASKS)[torch.multinomial(torch.tensor(list(TASKS.values())), 1, generator=generator).item()]
+    weights = torch.tensor(list(TASK_WEIGHTS.values()))
+    task = list(TASK_WEIGHTS)[torch.multinomial(weights, 1, generator=generator).item()]
     if task == "interpolation" and torch.rand((), generator=generator) < BOTH_ENDS:
         ends = torch.zeros(num_frames, dtype=torch.bool)
         ends[[0, -1]] = True
@@ -99,6 +101,16 @@ def with_gradients(frames: torch.Tensor) -> torch.Tensor:
     return torch.cat([frames, across, F.pad(frames.diff(dim=2), (0, 0, 0, 1))], dim=1)
 
 
+def check_noise_levels(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> None:
+    """Refuses a pipeline that does not know the noise levels, or predicts something else than noise or velocity."""
+    schedule = pipeline.scheduler.config
+    if args.max_timestep >= schedule.num_train_timesteps:
+        last = schedule.num_train_timesteps - 1
+        raise ValueError(f"`max_timestep` {args.max_timestep}: the last noise level of the pipeline is {last}.")
+    if schedule.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"The pipeline must predict one of {PREDICTION_TYPES}, got {schedule.prediction_type!r}.")
+
+
 class Trainer(StepTrainer):
     """One training run: clips, the frozen pipeline, the refiner and its moving average."""
 
@@ -109,12 +121,15 @@ class Trainer(StepTrainer):
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
         self.pipeline = StickerGenerationPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=dtype)
         self.pipeline.to(self.accelerator.device)
+        check_noise_levels(args, self.pipeline)
         config = self.pipeline.unet.config
         frames, channels = config.num_frames, self.pipeline.vae.config.in_channels
         size = config.sample_size * self.pipeline.vae_scale_factor
         maker = ClipMaker(frames, size, channels, args.procedural_fraction, min_keyframes=frames, max_keyframes=frames)
         self.clips = StickerClips(args.train_data_dir, maker, seed=args.seed)
         self.clips.check()
+        if size % CELL:
+            raise ValueError(f"Pictures of {size} pixels: the size must be a multiple of {CELL} for a refiner.")
         self.refiner = KnownFrameRefiner(channels, args.channels, args.num_layers)
         self.drawn_batch, self.drawn = -1, None
         self.prepare(Refinement(self.refiner))
@@ -167,6 +182,7 @@ class Trainer(StepTrainer):
         conditions = {
             "encoder_hidden_states": text,
             "encoder_hidden_states_2": text_2,
+            "text_mask": torch.tensor([float(bool(caption.strip())) for caption in captions], device=clips.device),
             "condition_latents": mask_condition_latents(latents, masks, torch.ones_like(masks)),
         }
         clean = latents.float()

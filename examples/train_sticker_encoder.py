@@ -40,6 +40,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add_run_arguments(
         parser, output_dir="sticker-encoder", max_train_steps=1000, lr_warmup_steps=100, adam_weight_decay=0.05
     )
+    parser.add_argument("--validation_data_dir", nargs="+", default=[], help="Stickers to measure the model on.")
     parser.add_argument("--text_model", default=None, help="Pipeline whose text encoder reads; default: the bundled.")
     parser.add_argument("--max_validation_samples", type=positive_int, default=500)
     parser.add_argument("--resolution", type=positive_int, default=64, help="A multiple of 16.")

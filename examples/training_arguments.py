@@ -9,6 +9,7 @@ All arguments of diffusers' train_text_to_image.py are here but those of DREAM a
 
 import argparse
 import importlib.util
+import math
 
 from model_parts import ADDITIONS, PREDICTION_TYPES
 
@@ -120,7 +121,7 @@ def add_method_arguments(group) -> None:
     add("--first_frame_prob", type=float, default=0.0, help=help_text)
     help_text = "How much more often steps from --timestep_bias_begin up to --timestep_bias_end are trained."
     add("--timestep_bias_multiplier", type=float, default=1.0, help=help_text)
-    add("--timestep_bias_begin", type=int, default=0, help="The first such step; the noise grows with its number.")
+    add("--timestep_bias_begin", type=int, help="The first such step; the noise grows with its number. Default: 0.")
     add("--timestep_bias_end", type=int, help="The first step after them. Default: all above are among them.")
     add("--snr_gamma", type=float, help="Weigh steps by min(SNR, gamma) (arXiv 2303.09556); 5.0 is usual.")
     add("--noise_offset", type=float, default=0.0, help="Scale of noise that a whole channel of a clip shares.")
@@ -227,8 +228,8 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             parser.error(f"--{name} must be at least 1, got {value}")
     for name in ("max_grad_norm", "snr_gamma", "adam_epsilon", "timestep_bias_multiplier"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
-            parser.error(f"--{name} must be above 0, got {value}")
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name} must be finite and above 0, got {value}")
     not_negative = "learning_rate lr_warmup_steps noise_offset input_perturbation seed validation_guidance_scale"
     for name in (not_negative + " dataloader_num_workers adam_weight_decay").split():
         value = getattr(args, name)
@@ -240,6 +241,8 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for name in fractions.split():
         if not 0.0 <= getattr(args, name) <= 1.0:
             parser.error(f"--{name} must be between 0 and 1, got {getattr(args, name)}")
+    if args.timestep_bias_multiplier == 1 and (args.timestep_bias_begin, args.timestep_bias_end) != (None, None):
+        parser.error("--timestep_bias_begin and --timestep_bias_end need a --timestep_bias_multiplier")
     if args.interpolation_ends_prob + args.interpolation_gap_prob > 1.0:
         parser.error("--interpolation_ends_prob and --interpolation_gap_prob must not exceed 1 together")
 

@@ -53,24 +53,56 @@ def test_sampling_table(tmp_path, pictures, capsys):
     assert "sampling.py: error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("task", ["it2v", "t2v"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_noise_levels_table(tmp_path, pictures, capsys, prediction_type):
+def test_noise_levels_table(tmp_path, pictures, capsys, task, prediction_type):
     noise_levels = load_example("benchmarks/noise_levels.py")
     pipe = make_pipeline()
     pipe.scheduler.register_to_config(prediction_type=prediction_type)
     pipe.save_pretrained(tmp_path / "model")
-    args = ["--model", str(tmp_path / "model"), "--data", str(pictures), "--count", "3", "--task", "t2v"]
+    args = ["--model", str(tmp_path / "model"), "--data", str(pictures), "--count", "3", "--task", task]
     assert noise_levels.main([*args, "--levels", "10", "990"]) == 0
     first, _, *rows = capsys.readouterr().out.splitlines()
-    assert first == "3 clips, t2v, seed 0"
+    assert first == f"3 clips, {task}, seed 0"
     assert [row.split()[0] for row in rows] == ["990", "10"] and rows[1].endswith("100%")
-    for row in rows:
-        _, _, own, others, harm, _ = row.split()
-        assert float(others) - float(own) == pytest.approx(float(harm), abs=2e-4)
-    with pytest.raises(SystemExit):
-        noise_levels.main([*args, "--count", "1"])
+    for wrong in (["--count", "1"], ["--task", "i2v"]):
+        with pytest.raises(SystemExit):
+            noise_levels.main([*args, *wrong])
+    assert noise_levels.main([*args, "--levels", "1000"]) == 2
+    assert "noise_levels.py: error: noise levels of this model are 0 to 999" in capsys.readouterr().err
     assert noise_levels.main([*args[:2], "--data", str(tmp_path / "nothing")]) == 2
-    assert "noise_levels.py: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["it2v", "t2v"])
+def test_noise_levels_count_the_hidden_frames_with_own_and_other_words(task):
+    noise_levels = load_example("benchmarks/noise_levels.py")
+    pipe = make_pipeline()
+    frames, width = pipe.unet.config.num_frames, pipe.unet.config.cross_attention_dim
+    shape = (3, pipe.unet.config.out_channels, frames, 4, 4)
+    data = {"latents": torch.randn(shape), "text": {"encoder_hidden_states": torch.randn(3, 2, width)}}
+    seen = []
+
+    def unet(sample, timestep, encoder_hidden_states, condition_latents):
+        seen.append((encoder_hidden_states, condition_latents))
+        drawn = torch.zeros_like(sample)
+        drawn[:, :, 0] = 100.0  # the first frame is all wrong
+        return type("Output", (), {"sample": drawn})
+
+    pipe.register_modules(unet=None)
+    pipe.unet = unet
+    pipe.scheduler.register_to_config(prediction_type="epsilon")
+    own, other = noise_levels.errors(pipe, data, task, 500, seed=0)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    given = torch.zeros(shape)
+    if task == "it2v":
+        given[:, :, 0] = data["latents"][:, :, 0]
+        assert own == other == pytest.approx(noise[:, :, 1:].square().mean().item(), rel=1e-5)
+    else:
+        assert own == other > 100
+    for _, condition in seen:
+        torch.testing.assert_close(condition, given)
+    text = data["text"]["encoder_hidden_states"]
+    assert torch.equal(seen[0][0], text) and torch.equal(seen[1][0], text[[2, 0, 1]])
 
 
 def test_sampling_compares_premultiplied_pictures():

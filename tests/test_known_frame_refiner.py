@@ -36,6 +36,28 @@ def test_nearest_known_frames():
             assert (before[clip, frame], after[clip, frame]) == (left[-1], right[0])
 
 
+def test_in_a_loop_the_first_frame_follows_the_last():
+    mask = make_mask("01010", "00000", "00001")
+    before, after = nearest_known(mask, loop=True)
+    assert before.tolist() == [[3, 1, 1, 3, 3], [0] * 5, [4] * 5]
+    assert after.tolist() == [[1, 1, 3, 3, 1], [0] * 5, [4] * 5]
+    refiner, drawn, known = make_refiner(), make_clips(1), -make_clips(1)
+    with torch.no_grad():
+        open_end, closed = (refiner(drawn, known, mask[:1], loop=loop) for loop in (False, True))
+    same = [torch.equal(open_end[0, :, frame], closed[0, :, frame]) for frame in range(5)]
+    assert same == [False, True, True, True, False]  # outside of both known frames
+
+
+@torch.no_grad()
+def test_without_alpha_what_lies_outside_is_white():
+    refiner = KnownFrameRefiner(3, channels=16, num_layers=1, attention_head_dim=8).eval()
+    white, mask = torch.ones(1, 3, 2, 16, 16), make_mask("10")
+    places = refiner.match
+    refiner.match = lambda drawn, known: [x - 0.5 if x.shape[1] == 2 else x for x in places(drawn, known)]  # half away
+    hidden = refiner.refine_hidden(white, white, mask)
+    torch.testing.assert_close(hidden.warped, torch.ones_like(hidden.warped))
+
+
 def test_hidden_frames_are_those_of_clips_with_a_known_one():
     clip, frame = hidden_frames(make_mask("010", "000", "111"))
     assert (clip.tolist(), frame.tolist()) == ([0, 0], [0, 2])
@@ -150,6 +172,11 @@ def test_in_a_pipeline_it_changes_hidden_frames_alone_and_is_saved_with_it(tmp_p
     assert torch.equal(run(plain), words)  # nothing is known
     with pytest.raises(ValueError, match="`height` must be a positive multiple of 8, but is 12"):
         plain("a dog", height=12, width=16)
+    plain("a dog", height=12, width=16, output_type="latent", num_inference_steps=1)  # which are not refined
+    plain.register_modules(refiner=make_refiner(in_channels=3))
+    with pytest.raises(ValueError, match="refiner takes pictures of 3 channels, the VAE of 4"):
+        run(plain)
+    plain.register_modules(refiner=make_refiner())
     plain.save_pretrained(tmp_path)
     loaded = StickerGenerationPipeline.from_pretrained(tmp_path)
     assert isinstance(loaded.refiner, KnownFrameRefiner)

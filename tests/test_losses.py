@@ -131,7 +131,8 @@ def test_preferred_noise_levels_are_drawn_as_much_more_often():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"multiplier": 0.0}, "`multiplier` must be above 0, got 0.0"),
+        ({"multiplier": 0.0}, "`multiplier` must be above 0 and finite, got 0.0"),
+        ({"multiplier": float("inf")}, "`multiplier` must be above 0 and finite, got inf"),
         ({"multiplier": 2.0, "begin": 1000}, "`begin` and `end` must be a part of 0 to 1000, got 1000 to 1000"),
         ({"multiplier": 2.0, "begin": -1}, "got -1 to 1000"),
         ({"multiplier": 2.0, "end": 1001}, "got 0 to 1001"),

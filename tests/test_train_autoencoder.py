@@ -172,7 +172,16 @@ def test_an_autoencoder_without_noise(folder, tmp_path, caplog):
     psnr = (-10 * ((output - pixels) / 2).square().mean(dim=(1, 2, 3)).log10()).mean().item()
     assert float(line.split("validation/psnr ")[1].split(",")[0]) == pytest.approx(psnr, abs=0.1)
     scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    benchmark, base = load_example("benchmarks/autoencoder.py"), load_example("prepare_base.py")
+    vae.save_pretrained(tmp_path / "model" / "vae")
+    assert isinstance(benchmark.load_autoencoder(str(tmp_path / "model")), AutoencoderTiny)
+    assert isinstance(base.DiffusersAutoModel.from_pretrained(str(tmp_path / "out")), AutoencoderTiny)
     assert scaled.mean().abs() < 0.5 and 0.5 < scaled.std() < 2  # over these pictures, and not over moved ones
+
+
+def test_widths_follow_from_the_class():
+    for name, widths in script.WIDTHS.items():
+        assert script.parse_args(["--train_data_dir", "x", "--autoencoder", name]).block_out_channels == widths
 
 
 def test_old_checkpoints_go_after_the_new_one_is_whole(folder, tmp_path):
@@ -197,6 +206,7 @@ def test_user_errors_are_one_line_and_code_2(folder, tmp_path, capsys):
     [
         ({"resolution": 15}, "--resolution must be a multiple of 2 for these blocks, got 15"),
         ({"block_out_channels": "8 15"}, "multiples of --norm_num_groups and at least 8, got 15"),
+        ({"autoencoder": "AutoencoderTiny", "kl_weight": 1}, "--kl_weight: an AutoencoderTiny has neither norms nor"),
         ({"autoencoder": "AutoencoderTiny"}, "of an AutoencoderTiny must be alike, got [8, 16]"),
         ({"latent_channels": 3}, "--latent_channels must be at least 4, got 3"),
         ({"train_batch_size": 0}, "must be at least 1, got 0"),

@@ -118,6 +118,38 @@ def test_wrong_arguments(capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_noise_levels_that_the_pipeline_does_not_have(model, stickers, tmp_path, capsys):
+    assert script.main(arguments(model, stickers, tmp_path, max_timestep=1000)) == 2
+    assert "`max_timestep` 1000: the last noise level of the pipeline is 999." in capsys.readouterr().err
+    pipe = make_pipeline()
+    pipe.scheduler.register_to_config(prediction_type="sample")
+    pipe.save_pretrained(tmp_path / "model")
+    assert script.main(arguments(tmp_path / "model", stickers, tmp_path)) == 2
+    assert "'sample'" in capsys.readouterr().err
+
+
+def test_an_empty_caption_is_no_text(model, stickers, tmp_path, monkeypatch):
+    trainer, gates = make_trainer(model, stickers, tmp_path), []
+    clips, _, masks, generator = trainer.batch(0)
+
+    def forward(noisy, timesteps, text_mask, **conditions):
+        gates.append(text_mask.tolist())
+        return type("Output", (), {"sample": torch.zeros_like(noisy)})
+
+    monkeypatch.setattr(trainer.pipeline.unet, "forward", forward)
+    trainer.draw(clips, ["a dog", " "], masks, generator)
+    assert gates == [[1.0, 0.0]] * 3
+
+
+def test_full_memory_is_said_in_one_line(model, stickers, tmp_path, monkeypatch, capsys):
+    def fail(self, step):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")
+
+    monkeypatch.setattr(script.Trainer, "step", fail)
+    assert script.main(arguments(model, stickers, tmp_path)) == 2
+    assert "error: the memory is full; give a smaller --train_batch_size" in capsys.readouterr().err
+
+
 def test_what_is_not_there_is_said_in_one_line(model, tmp_path, capsys):
     assert script.main(arguments(model, tmp_path / "nothing", tmp_path / "out")) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("train_refiner.py: error: ")

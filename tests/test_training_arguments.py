@@ -67,7 +67,7 @@ def test_arguments_are_spelled_as_in_diffusers(script):
         ("--train_data_dir s --max_train_steps 2 --num_train_epochs 2", "give one of them"),
         ("--train_data_dir s --train_batch_size 0", "--train_batch_size must be at least 1, got 0"),
         ("--train_data_dir s --learning_rate -1", "--learning_rate must not be negative, got -1.0"),
-        ("--train_data_dir s --max_grad_norm 0", "--max_grad_norm must be above 0, got 0.0"),
+        ("--train_data_dir s --max_grad_norm 0", "--max_grad_norm must be finite and above 0, got 0.0"),
         ("--train_data_dir s --lr_scheduler piecewise_constant", "invalid choice: 'piecewise_constant'"),
         ("--train_data_dir s --task_weights it2v=1=2", "--task_weights TASK=X"),
         ("--train_data_dir s --unet_model_name_or_path m --temporal_layer conv3d", "a given UNet has its own"),
@@ -77,7 +77,9 @@ def test_arguments_are_spelled_as_in_diffusers(script):
             "--train_data_dir s --interpolation_ends_prob 0.6 --interpolation_gap_prob 0.5",
             "--interpolation_ends_prob and --interpolation_gap_prob must not exceed 1 together",
         ),
-        ("--train_data_dir s --timestep_bias_multiplier 0", "--timestep_bias_multiplier must be above 0, got 0.0"),
+        ("--train_data_dir s --timestep_bias_multiplier 0", "--timestep_bias_multiplier must be finite and above 0"),
+        ("--train_data_dir s --timestep_bias_multiplier inf", "--timestep_bias_multiplier must be finite and above 0, got inf"),
+        ("--train_data_dir s --timestep_bias_begin 650", "need a --timestep_bias_multiplier"),
         ("--train_data_dir s --validation_eta 2", "--validation_eta must be between 0 and 1, got 2.0"),
         ("--train_data_dir s --validation_guidance_scale nan", "must not be negative, got nan"),
         ("--train_data_dir s --offload_ema", "--use_ema"),
@@ -209,6 +211,8 @@ def test_layers_are_added_to_a_given_unet_and_never_taken_away(script, parts, ba
     for changed in ("0", "2"):
         with pytest.raises(ValueError, match=f"not changed or taken away: `copy_num_heads` 1 to {changed}"):
             parts.make_unet(script.parse_args([*args, "--copy_num_heads", changed]), pipeline)
+    with pytest.raises(ValueError, match="`frame_text_layers` 1 to 2"):  # a new layer before one that is trained
+        parts.make_unet(script.parse_args([*args, "--frame_text_layers", "2"]), pipeline)
 
 
 def test_the_scheduler_of_a_run(script, parts, base):

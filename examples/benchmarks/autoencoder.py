@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny, AutoModel
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the script whose measure this is
@@ -57,13 +57,13 @@ class PatchProjection:
         return SimpleNamespace(sample=F.fold(patches, pixels.shape[2:], PATCH, stride=PATCH))
 
 
-def load_autoencoder(folder: str) -> AutoencoderKL:
+def load_autoencoder(folder: str) -> AutoencoderKL | AutoencoderTiny:
     """The autoencoder of a pipeline.
 
     Raises:
         ValueError: it has no alpha.
     """
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
+    vae = AutoModel.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
     if vae.config.in_channels != CHANNELS:
         raise ValueError(f"{folder}: the autoencoder must have {CHANNELS} channels, got {vae.config.in_channels}")
     return vae

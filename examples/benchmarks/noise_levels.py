@@ -5,9 +5,10 @@
 
 Still pictures that the model has not seen are set in motion by code, with words that say how, and hidden in noise.
 The network predicts from the noisy clip, the first frame and the words; the error is the mean squared one of what it
-is trained to predict, over the other frames. Where wrong words do no harm, the noisy frames show already what moves
-how, and training there teaches nothing about words. `share` is the part of the harm, summed over the levels of the
-table, that is at this level or above: what `--timestep_bias_begin` of train_rdtf.py would catch.
+is trained to predict, over the other frames (with `--task t2v` no frame is given, and all count). Where wrong words do
+no harm, the noisy frames show already what moves how, and training there teaches nothing about words. `share` is the
+part of the harm, summed over the levels of the table, that is at this level or above: what `--timestep_bias_begin` of
+train_rdtf.py would catch.
 """
 
 import argparse
@@ -17,11 +18,10 @@ import torch
 from sampling import true_clips
 
 from rdtf_diffusers import StickerGenerationPipeline, demo_checkpoint
-from rdtf_diffusers.training import draw_condition_mask, mask_condition_latents
+from rdtf_diffusers.training import mask_condition_latents
 
 
 BATCH = 16  # clips at a time
-SHIFT = 5  # the wrong caption is that of the clip so many places further
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -40,36 +40,54 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
 
 @torch.no_grad()
 def errors(pipe: StickerGenerationPipeline, data: dict, task: str, level: int, seed: int) -> tuple[float, float]:
-    """Mean squared errors at a noise level with the right captions and with others."""
-    latents, words = data["latents"], data["words"]
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(latents.shape, generator=generator)
+    """Mean squared errors of the hidden frames at a noise level, with the right captions and with others."""
+    latents = data["latents"]  # (N, C, F, h, w)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     every_frame = torch.ones(len(latents), latents.shape[2], dtype=torch.bool)
-    known = torch.stack([draw_condition_mask(task, frames, generator) for frames in every_frame])
-    condition = mask_condition_latents(latents, known, every_frame)
+    known = torch.zeros_like(every_frame)
+    known[:, 0] = task == "it2v"
     steps = torch.full((len(latents),), level)
-    noisy = pipe.scheduler.add_noise(latents, noise, steps)
+    inputs = {
+        "sample": pipe.scheduler.add_noise(latents, noise, steps),
+        "condition_latents": mask_condition_latents(latents, known, every_frame),
+    }
     is_velocity = pipe.scheduler.config.prediction_type == "v_prediction"
     target = pipe.scheduler.get_velocity(latents, noise, steps) if is_velocity else noise
     means = []
-    for text in (words, words.roll(SHIFT, 0)):
-        parts = [part.split(BATCH) for part in (noisy, text, condition)]
+    for shift in (0, 1):  # another caption: that of the next clip
+        words = {name: text.roll(shift, 0) for name, text in data["text"].items()}
+        parts = {name: tensor.split(BATCH) for name, tensor in (inputs | words).items()}
         drawn = [
-            pipe.unet(some, level, encoder_hidden_states=said, condition_latents=given).sample
-            for some, said, given in zip(*parts)
+            pipe.unet(timestep=level, **{name: part[number] for name, part in parts.items()}).sample
+            for number in range(len(parts["sample"]))
         ]
-        means.append((torch.cat(drawn) - target)[:, :, 1:].square().mean().item())
+        hidden = (torch.cat(drawn) - target).transpose(1, 2)[~known]
+        means.append(hidden.square().mean().item())
     return means[0], means[1]
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Prints the table."""
+    """Prints the table.
+
+    Raises:
+        ValueError: the model has no such noise level, or predicts something else than noise or velocity.
+    """
     pipe = StickerGenerationPipeline.from_pretrained(options.model or demo_checkpoint())
+    schedule = pipe.scheduler.config
+    if not all(0 <= level < schedule.num_train_timesteps for level in options.levels):
+        raise ValueError(f"noise levels of this model are 0 to {schedule.num_train_timesteps - 1}")
+    if schedule.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"a model that predicts {schedule.prediction_type!r} cannot be measured")
     moved = true_clips(pipe, options.data, options.count, options.seed)
     clips = (moved.clips * 2 - 1).transpose(1, 2)  # (N, C, F, H, W)
     every_frame = torch.ones(1, clips.shape[2], dtype=torch.bool)
     latents = [pipe.encode_known_frames(clip[None], every_frame) for clip in clips]
-    data = {"latents": torch.cat(latents), "words": pipe.encode_prompt(moved.captions)[0]}
+    text, _, text_2, _ = pipe.encode_prompt(moved.captions)
+    streams = {"encoder_hidden_states": text, "encoder_hidden_states_2": text_2}
+    data = {
+        "latents": torch.cat(latents),
+        "text": {name: stream for name, stream in streams.items() if stream is not None},
+    }
     levels = sorted(options.levels, reverse=True)
     rows = [errors(pipe, data, options.task, level, options.seed) for level in levels]
     harm = torch.tensor([other - right for right, other in rows])

@@ -126,7 +126,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         scores = (query @ key.mT).float() * key.shape[2] ** -0.5
         distance = (centres[:, None] - centres).square().sum(dim=2)  # (h*w, h*w)
         weights = (scores - self.nearness.abs().float() * distance).softmax(dim=2)
-        places = weights @ centres  # (N, h*w, 2)
+        with torch.autocast(drawn.device.type, enabled=False):  # in bfloat16 places would be a fifth of a pixel off
+            places = weights @ centres  # (N, h*w, 2)
         found = torch.cat([tokens, weights.to(source.dtype) @ source], dim=2)
         return (x.transpose(1, 2).unflatten(2, (height, width)) for x in (places, found))
 
@@ -148,18 +149,24 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         flow, opacity, trust = (F.interpolate(x, size=size, mode="bilinear") for x in (flow, opacity.sigmoid(), trust))
         pixels, _ = place_features(*size, drawn.device)
         grid = pixels.unflatten(0, size) + flow.permute(0, 2, 3, 1)  # (N, H, W, 2)
-        warped = F.grid_sample(known.float(), grid, align_corners=False) * opacity
+        background = 0.0 if self.config.in_channels == 4 else 1.0  # premultiplied, or on white
+        warped = F.grid_sample(known.float() - background, grid, align_corners=False) * opacity + background
         detail = torch.cat([warped, drawn.float(), trust], dim=1).to(found.dtype)
         return warped, trust + self.pixel_trust(detail).float()
 
     def refine_hidden(
-        self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, part: slice = slice(None)
+        self,
+        drawn: torch.Tensor,
+        known: torch.Tensor,
+        condition_mask: torch.Tensor,
+        part: slice = slice(None),
+        loop: bool = False,
     ) -> RefinedFrames:
         """A part of the hidden frames of clips, arguments as of `forward`, in the order of `hidden_frames`."""
         clip, frame = (numbers[part] for numbers in hidden_frames(condition_mask))
         pixels, given = ((x.transpose(1, 2).to(self.dtype) + 1) / 2 for x in (drawn, known))  # (B, F, C, H, W)
         pixels = pixels[clip, frame].clamp(0, 1)
-        before, after = (number[clip, frame] for number in nearest_known(condition_mask))
+        before, after = (number[clip, frame] for number in nearest_known(condition_mask, loop))
         two = (before != after).nonzero()[:, 0]  # which lie between two known frames
         number = torch.cat([torch.arange(len(clip), device=clip.device), two])
         source = given[clip[number], torch.cat([before, after[two]])]
@@ -175,13 +182,16 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         share = 1 - logits.softmax(dim=1)[:, 1:2]
         return RefinedFrames(share * warped + (1 - share) * pixels.float(), warped, pixels.float(), share)
 
-    def forward(self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False
+    ) -> torch.Tensor:
         """Refines clips.
 
         Args:
             drawn: decoded frames (B, C, F, H, W) in [-1, 1], premultiplied if there is alpha.
             known: the known frames in the same form; what stands elsewhere is not looked at.
             condition_mask: (B, F) bool, which frames are known.
+            loop: whether the first frame comes after the last one again.
 
         Returns:
             (B, C, F, H, W) in [-1, 1]: the known frames as they are, the others refined. Clips without a known frame
@@ -199,7 +209,7 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         result = result.transpose(1, 2).clone()
         for first in range(0, len(clip), frames_at_once):
             part = slice(first, first + frames_at_once)
-            hidden = self.refine_hidden(drawn, known, condition_mask, part)
+            hidden = self.refine_hidden(drawn, known, condition_mask, part, loop)
             result[clip[part], frame[part]] = (hidden.refined * 2 - 1).to(result.dtype)
         return result.transpose(1, 2)
 
@@ -209,12 +219,16 @@ def hidden_frames(condition_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return (~condition_mask & condition_mask.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
 
 
-def nearest_known(condition_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest_known(condition_mask: torch.Tensor, loop: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """For every frame (B, F) the number of the nearest known frame before it, and after it.
 
-    Where there is none on a side, it is that of the other side; 0 in clips without a known frame.
+    Where there is none on a side, it is that of the other side; 0 in clips without a known frame. In a `loop` the clip
+    goes on with its first frame, so that there is one on both sides.
     """
     length = condition_mask.shape[1]
+    if loop:
+        middle = slice(length, 2 * length)
+        return tuple(x[:, middle] % length for x in nearest_known(condition_mask.repeat(1, 3)))
     number = torch.arange(length, device=condition_mask.device).expand_as(condition_mask)
     before = number.masked_fill(~condition_mask, -1).cummax(dim=1).values
     after = number.masked_fill(~condition_mask, length).flip(1).cummin(dim=1).values.flip(1)

@@ -407,7 +407,13 @@ class StickerGenerationPipeline(
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number from 1 on, but is {value}.")
-        cell = self.vae_scale_factor if self.refiner is None else math.lcm(self.vae_scale_factor, CELL)
+        if self.refiner is not None and self.refiner.config.in_channels != self.vae.config.in_channels:
+            raise ValueError(
+                f"The refiner takes pictures of {self.refiner.config.in_channels} channels, the VAE of "
+                f"{self.vae.config.in_channels}."
+            )
+        refines = self.refiner is not None and output_type != "latent"
+        cell = math.lcm(self.vae_scale_factor, CELL) if refines else self.vae_scale_factor
         for name, value in (("height", height), ("width", width)):
             if not isinstance(value, int) or value < 1 or value % cell:
                 raise ValueError(f"`{name}` must be a positive multiple of {cell}, but is {value}.")
@@ -700,7 +706,7 @@ class StickerGenerationPipeline(
         else:
             decoded = self.decode_latents(latents)
             if self.refiner is not None:
-                decoded = self.refiner(decoded, pixels, condition_mask)
+                decoded = self.refiner(decoded, pixels, condition_mask, loop=loop)
             decoded = torch.where(condition_mask[:, None, :, None, None], pixels, decoded)
             result = self.postprocess(decoded, output_type)
 

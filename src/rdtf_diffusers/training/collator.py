@@ -27,8 +27,8 @@ def row_generator(seed: int, stream: str) -> torch.Generator:
 
     Args:
         seed: Seed of the sample, unique in the run (for example hashed from run seed, epoch and row number).
-        stream: What is drawn. The collator uses "condition_mask", "drop" and "words"; a trainer adds its own, such as
-            "noise" and "timestep".
+        stream: What is drawn. The collator uses "condition_mask", "drop", "ends", "gap" and "words"; a trainer adds
+            its own, such as "noise" and "timestep".
     """
     digest = hashlib.sha256(f"{seed}:{stream}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

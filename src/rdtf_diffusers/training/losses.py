@@ -50,7 +50,7 @@ def dual_mask_loss(
 def timestep_chances(levels: int, multiplier: float, begin: int = 0, end: int | None = None) -> torch.Tensor:
     """Chances of noise levels to be trained, some of which are trained `multiplier` times as often as the others.
 
-    What text and known frames say counts where the noise is strong; elsewhere the noisy frames show it themselves.
+    What the text says counts where the noise is strong; elsewhere the noisy frames show it themselves.
 
     Args:
         levels: how many there are, such as the scheduler's `num_train_timesteps`.
@@ -61,11 +61,11 @@ def timestep_chances(levels: int, multiplier: float, begin: int = 0, end: int | 
         (levels,) float32 that sums to 1, as `torch.multinomial` takes it.
 
     Raises:
-        ValueError: `multiplier` is not positive, or `begin` to `end` is not a part of the levels.
+        ValueError: `multiplier` is not positive and finite, or `begin` to `end` is not a part of the levels.
     """
     end = levels if end is None else end
-    if not multiplier > 0:
-        raise ValueError(f"`multiplier` must be above 0, got {multiplier}")
+    if not 0 < multiplier < float("inf"):
+        raise ValueError(f"`multiplier` must be above 0 and finite, got {multiplier}")
     if not 0 <= begin < end <= levels:
         raise ValueError(f"`begin` and `end` must be a part of 0 to {levels}, got {begin} to {end}")
     weights = torch.ones(levels)

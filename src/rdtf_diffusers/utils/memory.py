@@ -4,5 +4,6 @@
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of PyTorch or NumPy says that the memory of the accelerator or the computer is full."""
-    said = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return said or isinstance(error, MemoryError)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(said in str(error) for said in ("can't allocate memory", "DefaultCPUAllocator: not enough memory"))
