@@ -105,6 +105,21 @@ def test_noise_levels_count_the_hidden_frames_with_own_and_other_words(task):
     assert torch.equal(seen[0][0], text) and torch.equal(seen[1][0], text[[2, 0, 1]])
 
 
+def test_only_still_pictures_are_set_in_motion(tmp_path, pictures):
+    sampling, pipe = load_example("benchmarks/sampling.py"), make_pipeline()
+    animation = [Image.open(pictures / name) for name in ("red.png", "green.png")]
+    animation[0].save(tmp_path / "changing.webp", save_all=True, append_images=animation[1:], duration=100)
+    rows = [{"file_name": "changing.webp", "text": "a changing ball"}]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
+    with pytest.raises(ValueError, match="no still picture to set in motion"):
+        sampling.true_clips(pipe, str(tmp_path), 2, 0)
+    Image.open(pictures / "green.png").save(tmp_path / "green.png")
+    rows.append({"file_name": "green.png", "text": "a green ball"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    moved = sampling.true_clips(pipe, str(tmp_path), 3, 0)
+    assert len(moved.clips) == 3 and all("green ball" in caption for caption in moved.captions)
+
+
 def test_sampling_compares_premultiplied_pictures():
     sampling = load_example("benchmarks/sampling.py")
     picture = torch.tensor([0.5, 0.25, 0.0, 0.5]).view(4, 1, 1)

@@ -39,6 +39,7 @@ SMALL = {
     "train_refiner.py": "--pretrained_model_name_or_path my-model --max_train_steps 1 --train_batch_size 1 "
     "--channels 32 --mixed_precision no",
     "benchmarks/sampling.py": "--model my-model --count 1 --settings 1,1,1,0",
+    "benchmarks/noise_levels.py": "--model my-model --count 2 --levels 10 999",
     "benchmarks/autoencoder.py": "--model my-model --resolution 16 --projections 16",
 }
 

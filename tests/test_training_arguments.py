@@ -78,7 +78,7 @@ def test_arguments_are_spelled_as_in_diffusers(script):
             "--interpolation_ends_prob and --interpolation_gap_prob must not exceed 1 together",
         ),
         ("--train_data_dir s --timestep_bias_multiplier 0", "--timestep_bias_multiplier must be finite and above 0"),
-        ("--train_data_dir s --timestep_bias_multiplier inf", "--timestep_bias_multiplier must be finite and above 0, got inf"),
+        ("--train_data_dir s --timestep_bias_multiplier inf", "must be finite and above 0, got inf"),
         ("--train_data_dir s --timestep_bias_begin 650", "need a --timestep_bias_multiplier"),
         ("--train_data_dir s --validation_eta 2", "--validation_eta must be between 0 and 1, got 2.0"),
         ("--train_data_dir s --validation_guidance_scale nan", "must not be negative, got nan"),

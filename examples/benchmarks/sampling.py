@@ -16,6 +16,7 @@ blurred averages over sharp frames that are a little off, so look at the sticker
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -170,12 +171,24 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
 
 
 def true_clips(pipe: StickerGenerationPipeline, data: str, count: int, seed: int) -> Moved:
-    """Pictures of a folder, set in motion in the size of the model."""
+    """Pictures of a folder, set in motion in the size of the model; animations are left out.
+
+    Raises:
+        ValueError: the folder has no still picture.
+    """
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     frames, channels = pipe.unet.config.num_frames, pipe.vae.config.in_channels
     maker = ClipMaker(frames, size, channels, procedural_fraction=1.0, min_keyframes=1, max_keyframes=frames)
     clips = StickerClips([data], maker, seed=seed)
-    samples = [clips[number] for number in range(count)]
+    samples = []
+    for number in itertools.count():
+        sample = clips[number]
+        if "motions" in sample:
+            samples.append(sample)
+        if len(samples) == count:
+            break
+        if number >= len(clips) and not samples:
+            raise ValueError(f"{data}: no still picture to set in motion")
     return Moved(
         torch.stack([sample["clip"] for sample in samples]).add(1).div(2),
         [sample["caption"] for sample in samples],
