@@ -22,7 +22,7 @@ from torch import nn
 from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
 from rdtf_diffusers.models.known_frame_refiner import CELL, KnownFrameRefiner, RefinedFrames, hidden_frames
-from rdtf_diffusers.training import draw_condition_mask, mask_condition_latents
+from rdtf_diffusers.training import DualMaskCollator, mask_condition_latents
 
 
 TASK_WEIGHTS = {"it2v": 0.55, "interpolation": 0.25, "pre_prediction": 0.1, "post_prediction": 0.1}
@@ -50,15 +50,13 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def draw_mask(num_frames: int, generator: torch.Generator) -> torch.Tensor:
+def draw_mask(collator: DualMaskCollator, generator: torch.Generator) -> torch.Tensor:
     """(F,) bool, the known frames of a clip."""
     weights = torch.tensor(list(TASK_WEIGHTS.values()))
     task = list(TASK_WEIGHTS)[torch.multinomial(weights, 1, generator=generator).item()]
-    if task == "interpolation" and torch.rand((), generator=generator) < BOTH_ENDS:
-        ends = torch.zeros(num_frames, dtype=torch.bool)
-        ends[[0, -1]] = True
-        return ends
-    return draw_condition_mask(task, torch.ones(num_frames, dtype=torch.bool), generator)
+    row = {"seed": int(torch.randint(2**62, (), generator=generator)), "caption": ""}
+    _, mask, _ = collator.draw_condition(row, task, torch.ones(collator.num_frames, dtype=torch.bool))
+    return mask
 
 
 class Refinement(nn.Module):
@@ -131,6 +129,7 @@ class Trainer(StepTrainer):
         if size % CELL:
             raise ValueError(f"Pictures of {size} pixels: the size must be a multiple of {CELL} for a refiner.")
         self.refiner = KnownFrameRefiner(channels, args.channels, args.num_layers)
+        self.collator = DualMaskCollator(frames, joint_drop_prob=0.0, interpolation_ends_prob=BOTH_ENDS)
         self.drawn_batch, self.drawn = -1, None
         self.prepare(Refinement(self.refiner))
 
@@ -152,7 +151,7 @@ class Trainer(StepTrainer):
         clips = torch.stack([sample["clip"].expand(frames, -1, -1, -1) for sample in samples]).transpose(1, 2)
         seed = np.random.SeedSequence([self.args.seed, first]).generate_state(1).item()
         generator = torch.Generator().manual_seed(seed)
-        masks = torch.stack([draw_mask(frames, generator) for _ in samples])
+        masks = torch.stack([draw_mask(self.collator, generator) for _ in samples])
         return clips, [sample["caption"] for sample in samples], masks, generator
 
     def predict_clean(

@@ -4,6 +4,7 @@ from example_scripts import load_example
 from tiny_models import make_pipeline
 
 from rdtf_diffusers import KnownFrameRefiner
+from rdtf_diffusers.training import DualMaskCollator
 
 
 script = load_example("train_refiner.py")
@@ -86,7 +87,8 @@ def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monk
 
 def test_known_frames_that_are_drawn():
     generator = torch.Generator().manual_seed(0)
-    masks = torch.stack([script.draw_mask(8, generator) for _ in range(2000)])
+    collator = DualMaskCollator(joint_drop_prob=0.0, interpolation_ends_prob=script.BOTH_ENDS)
+    masks = torch.stack([script.draw_mask(collator, generator) for _ in range(2000)])
     assert masks.any(dim=1).all() and not masks.all(dim=1).any()
     alone = (masks.sum(dim=1) == 1).float().mean().item()
     ends = (masks == torch.tensor([True, *[False] * 6, True])).all(dim=1).float().mean().item()
