@@ -59,7 +59,7 @@ from tqdm.auto import tqdm
 from training_arguments import DefaultsHelp
 
 from rdtf_diffusers import StickerGenerationPipeline, UNetDiscreteFrameModel, demo_checkpoint
-from rdtf_diffusers.checkpoints import SETTINGS, generation_settings
+from rdtf_diffusers.checkpoints import SETTINGS, generation_settings, override_settings
 from rdtf_diffusers.utils.files import write_whole
 from rdtf_diffusers.utils.hub import environment, is_hub_id, public_name
 
@@ -140,7 +140,7 @@ class Comparison:
         channels = StickerGenerationPipeline.from_pretrained(parts, unet=None).vae.config.in_channels
         args.form = ClipForm(args.resolution, channels)
         given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-        args.settings = generation_settings(parts) | given
+        args.settings = override_settings(generation_settings(parts), given)
         self.accelerator = Accelerator()
         self.tables = make_tables(args, self.evaluation, self.accelerator)
         self.rates: dict[str, float] = {}

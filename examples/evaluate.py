@@ -63,7 +63,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rdtf_diffusers import StickerGenerationPipeline, __version__, demo_checkpoint
-from rdtf_diffusers.checkpoints import SETTINGS, generation_settings
+from rdtf_diffusers.checkpoints import SETTINGS, generation_settings, override_settings
 from rdtf_diffusers.commands.generate import check_hub_id, load_pipeline
 from rdtf_diffusers.data.latents import fingerprint
 from rdtf_diffusers.metrics.references import NearestTrainingClip
@@ -251,13 +251,13 @@ class Evaluation:
         """
         args = self.args
         given = {setting: getattr(args, setting) for setting in SETTINGS if getattr(args, setting) is not None}
-        settings = generation_settings(source) | given
+        settings = override_settings(generation_settings(source), given)
         pipeline = load_pipeline(source, str(self.accelerator.device), args.dtype)
         pipeline.set_progress_bar_config(disable=True)
         size = args.resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         dtype = str(pipeline.unet.dtype).removeprefix("torch.")
         model = EvaluatedModel(name, source, settings, ClipForm(size, pipeline.vae.config.in_channels), dtype)
-        facts = {setting: settings.get(setting) for setting in SETTINGS}
+        facts = {setting: settings.get(setting) for setting in (*SETTINGS, *settings)}
         parts = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
         facts |= {part: component_fingerprint(getattr(pipeline, part)) for part in parts}
         facts |= {"form": model.form.name, "dtype": dtype}

@@ -102,6 +102,16 @@ def test_settings_of_the_checkpoint_give_way_to_options(pipe, tmp_path):
     assert stored("sticker.webp") | settings == stored("sticker.webp")
 
 
+def test_a_given_scale_counts_with_several_frames_too(pipe, tmp_path):
+    text = '{"guidance_scale": 3, "continuation_guidance_scale": 2, "continuation_image_guidance_scale": 1}'
+    (tmp_path / "model" / SETTINGS_FILE).write_text(text)
+    assert generate("a dog") == 0
+    assert {name: pipe.arguments[name] for name in json.loads(text)} == json.loads(text)
+    assert generate("a dog", "--guidance-scale", "5") == 0
+    assert pipe.arguments["guidance_scale"] == 5 and "continuation_guidance_scale" not in pipe.arguments
+    assert pipe.arguments["continuation_image_guidance_scale"] == 1
+
+
 @pytest.mark.parametrize("text", ['{"steps": 20}', '{"eta": "much"}', "[1.0]", "{"])
 def test_wrong_settings_of_a_checkpoint_are_refused(pipe, capsys, tmp_path, text):
     (tmp_path / "model" / SETTINGS_FILE).write_text(text)

@@ -280,6 +280,7 @@ try:
 except OSError as error:
     report.append(str(error).split(": ")[1])
 (folder / f"rank-{rank}").write_text(repr(report))
+accelerator.end_training()  # a process that ends with its group open may abort on the way out
 """
 
 

@@ -146,7 +146,7 @@ def test_previews_come_before_the_sticker(client):
     job = client.submit(prompt="a ball", picture=None, seed=1, api_name="/sticker")
     job.result()
     notes = [note for _, note, _ in job.outputs()]
-    assert len(notes) == 2 and notes[0] == f"Step 3 of {STEPS}" and "drawn in" in notes[1]
+    assert len(notes) == 2 and notes[0] == f"Step 3 of {2 * STEPS}" and "drawn in" in notes[1]
 
 
 def test_keyframes_stand_where_they_were_put(client):
@@ -382,7 +382,8 @@ def test_drawing_is_lent_a_gpu_where_there_is_zerogpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=borrow))
     zero = load_example("space/jobs.py")
     ((name, duration),) = lent
-    assert name == "draw" and duration([None], {"num_inference_steps": 12}) == 17
+    assert name == "draw" and duration([None], {"num_inference_steps": 12, "loop": False}) == 17
+    assert duration([None], {"num_inference_steps": 12, "loop": True}) == 29
     assert jobs.spaces is None and zero.spaces is not None
 
 

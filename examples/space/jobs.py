@@ -4,6 +4,7 @@ Uploads are opened by `read_animation` alone, which refuses hostile files; texts
 """
 
 import html
+import itertools
 import os
 import secrets
 import threading
@@ -33,7 +34,7 @@ from links import ANY_SEED, MAX_PROMPT, RANGES, example_name, link
 from PIL import Image
 
 from rdtf_diffusers import Animation, StickerGenerationPipeline, __version__, demo_checkpoint, read_animation
-from rdtf_diffusers.checkpoints import generation_settings
+from rdtf_diffusers.checkpoints import generation_settings, override_settings
 from rdtf_diffusers.commands.generate import load_pipeline
 from rdtf_diffusers.commands.output import slug
 from rdtf_diffusers.data.animation import evenly_timed
@@ -132,9 +133,14 @@ def read_picture(path: str, what: str) -> Image.Image:
     return Image.fromarray(read(path, what).frames[0])
 
 
+def all_steps(settings: dict[str, Any]) -> int:
+    """Of a sticker; a loop is drawn in two windows."""
+    return settings["num_inference_steps"] * (2 if settings["loop"] else 1)
+
+
 def gpu_seconds(known: list[Image.Image | None], settings: dict[str, Any]) -> int:
     """What to ask ZeroGPU for."""
-    return 5 + settings["num_inference_steps"]
+    return 5 + all_steps(settings)
 
 
 def lend_gpu(function: Callable) -> Callable:
@@ -144,7 +150,8 @@ def lend_gpu(function: Callable) -> Callable:
 
 @lend_gpu
 def draw(known: list[Image.Image | None], settings: dict[str, Any]) -> Iterator[tuple[int, list[Image.Image]]]:
-    """Draws a sticker; gives the number of steps done and the frames, every few steps and at the end.
+    """Draws a sticker; gives the number of steps done and the frames, every few steps of the first window and at the
+    end.
 
     Args:
         known: pictures where frames are given and None elsewhere.
@@ -156,12 +163,14 @@ def draw(known: list[Image.Image | None], settings: dict[str, Any]) -> Iterator[
     """
     pipe, states, left = pipeline(), SimpleQueue(), threading.Event()
     steps, deadline = settings["num_inference_steps"], time.monotonic() + DRAW_SECONDS
+    done = itertools.count(1)
 
     def after_step(pipe: StickerGenerationPipeline, step: int, timestep: int, tensors: dict) -> dict:
         if left.is_set() or time.monotonic() > deadline:
             raise gr.Error(f"Stopped after {DRAW_SECONDS} seconds. Try fewer steps.", print_exception=False)
-        if step % PREVIEW_STEPS == PREVIEW_STEPS - 1 and step + 1 < steps:
-            states.put((step + 1, pipe.postprocess(pipe.decode_latents(tensors["latents"]), "pil")[0]))
+        number = next(done)
+        if number % PREVIEW_STEPS == 0 and number < steps:
+            states.put((number, pipe.postprocess(pipe.decode_latents(tensors["latents"]), "pil")[0]))
         return {}
 
     drawn = worker.submit(
@@ -172,13 +181,13 @@ def draw(known: list[Image.Image | None], settings: dict[str, Any]) -> Iterator[
         loop=settings["loop"],
         generator=torch.Generator().manual_seed(settings["seed"]),  # on the CPU: the same noise on every device
         callback_on_step_end=after_step,
-        **{name: settings[name] for name in defaults()},
+        **{name: settings[name] for name in defaults() if name in settings},
     )
     drawn.add_done_callback(lambda _: states.put(None))
     try:
         while (state := states.get()) is not None:
             yield state
-        yield steps, drawn.result().frames[0]
+        yield all_steps(settings), drawn.result().frames[0]
     finally:
         left.set()
 
@@ -197,7 +206,8 @@ def settings_of(
     made_with = {"software": f"rdtf_diffusers {__version__}", "model": Path(MODEL).name, "prompt": prompt}
     made_with |= {"negative_prompt": negative_prompt} if negative_prompt else {}
     seed = secrets.randbelow(RANGES["seed"][1] + 1) if seed in (None, ANY_SEED) else int(seed)
-    settings = made_with | {"seed": seed, "loop": loop, "fps": fps, **defaults(), **scales}
+    chosen = {name: value for name, value in scales.items() if value != defaults()[name]}
+    settings = made_with | {"seed": seed, "loop": loop, "fps": fps, **override_settings(defaults(), chosen)}
     return settings | {"num_inference_steps": round(settings["num_inference_steps"])}
 
 
@@ -216,7 +226,7 @@ def make(known: list[Image.Image | None], settings: dict[str, Any], before: np.n
     """
     if not (settings["prompt"] or any(known)):
         raise ValueError("Say what happens, or give a picture.")
-    started, steps = time.monotonic(), settings["num_inference_steps"]
+    started, steps = time.monotonic(), all_steps(settings)
     for step, frames in draw(known, settings):
         clip = np.stack([np.asarray(frame.convert("RGBA")) for frame in frames])
         if len(before):

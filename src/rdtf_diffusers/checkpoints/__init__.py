@@ -1,11 +1,14 @@
 """The models that come with the package, and the settings that suit a checkpoint."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 
 SETTINGS_FILE = "generation.json"
 SETTINGS = ("num_inference_steps", "guidance_scale", "image_guidance_scale", "eta")
+CONTINUATION = "continuation_"  # before the name of a scale: its value where several frames are known
+ALL_SETTINGS = (*SETTINGS, f"{CONTINUATION}guidance_scale", f"{CONTINUATION}image_guidance_scale")
 
 
 def demo_checkpoint() -> str:
@@ -35,7 +38,7 @@ def generation_settings(model: str | Path) -> dict[str, float]:
 
     Raises:
         ValueError: if the file holds anything but numbers for "num_inference_steps", "guidance_scale",
-            "image_guidance_scale" and "eta".
+            "image_guidance_scale", "eta", "continuation_guidance_scale" and "continuation_image_guidance_scale".
         OSError: if the Hub cannot be reached and the cache does not know whether there is such a file.
     """
     if Path(model).is_dir():
@@ -62,7 +65,13 @@ def generation_settings(model: str | Path) -> dict[str, float]:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     numbers = isinstance(settings, dict) and all(isinstance(value, int | float) for value in settings.values())
     whole = numbers and isinstance(settings.get("num_inference_steps", 1), int)
-    if not whole or not set(settings) <= set(SETTINGS):
-        allowed = ", ".join(SETTINGS)
+    if not whole or not set(settings) <= set(ALL_SETTINGS):
+        allowed = ", ".join(ALL_SETTINGS)
         raise ValueError(f"{path} must give numbers for {allowed} and nothing else, whole steps, not {settings}")
     return settings
+
+
+def override_settings(settings: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
+    """Settings with some given anew; a given scale counts with several known frames, too."""
+    replaced = {CONTINUATION + name for name in given}
+    return {name: value for name, value in settings.items() if name not in replaced} | given

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..checkpoints import SETTINGS, demo_checkpoint, generation_settings
+from ..checkpoints import SETTINGS, demo_checkpoint, generation_settings, override_settings
 from ..utils.files import write_whole
 from .output import report, slug, write_sidecar
 
@@ -26,8 +26,8 @@ def generate(args: argparse.Namespace) -> int:
     model = args.model or demo_checkpoint()
     if not Path(model).is_dir():
         check_hub_id(model)
-    settings = generation_settings(model)
-    settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    settings = override_settings(generation_settings(model), given)
     first_seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     jobs = [(prompt, first_seed + number) for prompt in prompts for number in range(args.num)]
     places = output_places(args, jobs)

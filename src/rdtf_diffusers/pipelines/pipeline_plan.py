@@ -7,11 +7,12 @@ import torch
 
 
 class GuidancePass(NamedTuple):
-    """One evaluation of the UNet: what it sees, and the weight of its noise in the sum."""
+    """One evaluation of the UNet: what it sees, and the weight of its noise in the sum, (B, 1, 1, 1, 1) if clips have
+    their own."""
 
     use_frames: bool
     use_text: bool
-    weight: float
+    weight: float | torch.Tensor
 
 
 def guidance_passes(
@@ -38,16 +39,33 @@ def guidance_passes(
     return [guidance_pass for guidance_pass in passes if guidance_pass.weight != 0.0]
 
 
+def merge_passes(
+    usual: list[GuidancePass], continuing: list[GuidancePass], continues: torch.Tensor
+) -> list[GuidancePass]:
+    """The passes for a batch of which the clips of `continues` (B,) want `continuing`, and the others `usual`."""
+    if not continues.any() or usual == continuing:
+        return usual
+    if continues.all():
+        return continuing
+    weights: dict[tuple[bool, bool], torch.Tensor] = {}
+    for passes, rows in ((usual, ~continues), (continuing, continues)):
+        for use_frames, use_text, weight in passes:
+            summed = weights.setdefault((use_frames, use_text), torch.zeros(len(rows), device=rows.device))
+            summed[rows] = weight
+    return [GuidancePass(*sees, weight.view(-1, 1, 1, 1, 1)) for sees, weight in weights.items()]
+
+
 def window_starts(num_frames: int, window: int, first_known: int, loop: bool) -> list[int]:
     """First frames of the windows that cover a clip longer than the model's, in the order of sampling.
 
     Every window after the first shares at least half of its frames, rounded down, with what is known already and
     continues from there: forwards like the paper's post-prediction, and backwards like pre-prediction when the first
     known frame lies beyond the first window. In a loop frame numbers go on modulo `num_frames`, and the last window
-    has known frames at both ends, those before the end of the clip and its first ones, which closes it.
+    has known frames at both ends, those before the end of the clip and its first ones, which closes it. A loop of one
+    window is closed by a second one, from its middle to its middle.
     """
     if num_frames <= window:
-        return [0]
+        return [first_known, first_known + num_frames // 2] if loop else [0]
     stride = window - window // 2
     if loop:
         last = num_frames - window + max(window // 4, 1)

@@ -50,7 +50,7 @@ from .pipeline_inputs import (
     text_gate,
 )
 from .pipeline_output import StickerGenerationPipelineOutput
-from .pipeline_plan import guidance_passes, put_frames, take_frames, window_starts
+from .pipeline_plan import guidance_passes, merge_passes, put_frames, take_frames, window_starts
 
 
 logger = logging.get_logger(__name__)
@@ -143,9 +143,17 @@ class StickerGenerationPipeline(
         return self._image_guidance_scale
 
     @property
+    def continuation_scales(self) -> tuple[float, float]:
+        """s_T and s_I where several frames are known."""
+        usual = (self.guidance_scale, self.image_guidance_scale)
+        return tuple(own if scale is None else scale for scale, own in zip(self._continuation_scales, usual))
+
+    @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether one pass per step is not enough."""
-        return self.guidance_scale != 1.0 or self.image_guidance_scale != 1.0
+        return any(
+            scale != 1.0 for scale in (self.guidance_scale, self.image_guidance_scale, *self.continuation_scales)
+        )
 
     @property
     def cross_attention_kwargs(self) -> dict[str, Any] | None:
@@ -440,7 +448,7 @@ class StickerGenerationPipeline(
         condition_latents: torch.Tensor,
         text_gates: tuple[torch.Tensor, torch.Tensor],
         image_embeds: list[tuple[torch.Tensor, torch.Tensor]],
-        offset: int,
+        continues: torch.Tensor,
     ) -> torch.Tensor:
         """The guided noise (B, C, F, h, w): all passes of [`guidance_passes`] in one batch.
 
@@ -449,17 +457,19 @@ class StickerGenerationPipeline(
             timestep: of the scheduler.
             condition_latents: (B, C, F, h, w).
             text_gates, image_embeds: pairs without and with text, and the same for each IP-Adapter.
-            offset: the model sees the clip from this frame on, going round; what does not fill the model's window is
-                repeated.
+            continues: (B,) bool, which clips have several known frames, and with them the scales for that.
         """
         latents = self.scheduler.scale_model_input(tensors["latents"], timestep)
         num_frames, window = latents.shape[2], self.unet.config.num_frames
-        order = (torch.arange(window, device=latents.device) + offset) % num_frames
-        passes = guidance_passes(
-            self.guidance_scale,
-            self.image_guidance_scale,
-            has_frames=bool(condition_latents.any()),
-            has_text=bool(image_embeds or any(gate.any() for gate in text_gates)),
+        order = torch.arange(window, device=latents.device) % num_frames  # a short loop goes on in the window
+        given = {
+            "has_frames": bool(condition_latents.any()),
+            "has_text": bool(image_embeds or any(gate.any() for gate in text_gates)),
+        }
+        passes = merge_passes(
+            guidance_passes(self.guidance_scale, self.image_guidance_scale, **given),
+            guidance_passes(*self.continuation_scales, **given),
+            continues,
         )
 
         def stack(dropped: torch.Tensor | None, given: torch.Tensor | None) -> torch.Tensor | None:
@@ -476,28 +486,24 @@ class StickerGenerationPipeline(
             cross_attention_kwargs=self.cross_attention_kwargs,
             return_dict=False,
         )[0]
-        noise = sum(p.weight * part for p, part in zip(passes, noise.chunk(len(passes))))
-        return noise[:, :, (torch.arange(num_frames, device=latents.device) - offset) % num_frames]
+        noise = noise[:, :, :num_frames]
+        return sum(p.weight * part for p, part in zip(passes, noise.chunk(len(passes)))).to(noise.dtype)
 
     def denoise(
         self,
         latents: torch.Tensor,
         condition_latents: torch.Tensor,
+        continues: torch.Tensor,
         embeds: dict[str, torch.Tensor | None],
         text_gates: tuple[torch.Tensor, torch.Tensor],
         image_embeds: list[tuple[torch.Tensor, torch.Tensor]],
-        loop: bool,
         num_inference_steps: int,
         eta: float,
         generator: torch.Generator | list[torch.Generator] | None,
         callback: Callable[..., dict[str, Any]] | None,
         callback_tensor_inputs: list[str],
     ) -> torch.Tensor:
-        """Samples clips (B, C, F, h, w) no longer than the model's window from noise.
-
-        With `loop` the model sees the clip from another frame on in every step, so that the place where the end meets
-        the beginning is a step like any other.
-        """
+        """Samples clips (B, C, F, h, w) no longer than the model's window from noise; see [`predict_noise`]."""
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         tensors = {"latents": latents * self.scheduler.init_noise_sigma, **embeds}
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
@@ -512,7 +518,7 @@ class StickerGenerationPipeline(
                     if self.interrupt:
                         break
                     noise = self.predict_noise(
-                        tensors, timestep, condition_latents, text_gates, image_embeds, step if loop else 0
+                        tensors, timestep, condition_latents, text_gates, image_embeds, continues
                     )
                     tensors["latents"] = self.scheduler.step(
                         noise, timestep, tensors["latents"], **extra_step_kwargs
@@ -530,7 +536,7 @@ class StickerGenerationPipeline(
         condition_latents: torch.Tensor,
         condition_mask: torch.Tensor,
         loop: bool,
-        denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        denoise: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """Samples clips (B, C, F, h, w) of any length window by window, see [`window_starts`].
 
@@ -538,7 +544,8 @@ class StickerGenerationPipeline(
             noise, condition_latents: (B, C, F, h, w).
             condition_mask: (B, F), which frames are known.
             loop: whether the clip closes.
-            denoise: samples one window from its noise and its condition latents.
+            denoise: samples one window from its noise, its condition latents, and which of them (B,) hold several
+                known frames.
         """
         num_frames = noise.shape[2]
         window = min(self.unet.config.num_frames, num_frames)
@@ -550,7 +557,10 @@ class StickerGenerationPipeline(
             places = (starts[:, None] + torch.arange(window, device=noise.device)) % num_frames  # (B, window)
             if sampled.gather(1, places).all():
                 continue
-            result = denoise(take_frames(noise, places), take_frames(condition_latents, places))
+            continues = condition_mask.gather(1, places).sum(dim=1) > 1
+            result = denoise(take_frames(noise, places), take_frames(condition_latents, places), continues)
+            if turn == 0 and loop and num_frames == window:  # the second half belongs to the window that closes it
+                places, result = places[:, : window // 2 + 1], result[:, :, : window // 2 + 1]
             latents = put_frames(latents, places, result, keep=sampled)
             condition_latents = put_frames(condition_latents, places, result, keep=condition_mask)
             sampled, condition_mask = sampled.scatter(1, places, True), condition_mask.scatter(1, places, True)
@@ -569,6 +579,8 @@ class StickerGenerationPipeline(
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         image_guidance_scale: float = 7.5,
+        continuation_guidance_scale: float | None = None,
+        continuation_image_guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_videos_per_prompt: int = 1,
         eta: float = 1.0,
@@ -608,6 +620,9 @@ class StickerGenerationPipeline(
             guidance_scale, image_guidance_scale: how much the text, and the known frames, count; 1 adds nothing and 0
                 leaves them out. Equal scales cost two passes of the UNet, different ones three, and a clip without
                 picture or text two.
+            continuation_guidance_scale, continuation_image_guidance_scale: the same where several frames are known: in
+                interpolation and prediction, and in all windows after the first of long clips and loops. None: as the
+                others.
             negative_prompt: what to stay away from, in place of "no text".
             num_videos_per_prompt: clips per prompt, next to each other in the output.
             eta: noise that is added again in each step, 0 (none) to 1; only for schedulers that know it (DDIM).
@@ -619,7 +634,8 @@ class StickerGenerationPipeline(
             ip_adapter_image: picture for an IP-Adapter, or a list with one entry for each loaded adapter.
             ip_adapter_image_embeds: embeddings instead, (B, N, D) for each adapter; an even number of rows under
                 guidance holds the negative ones first, as in diffusers.
-            loop: whether the last frame leads back to the first one without a seam.
+            loop: whether the last frame leads back to the first one. The second half of the clip, or the end of a
+                longer one, is drawn between what is before it and the beginning, which takes another window.
             cross_attention_kwargs: passed to the attention processors; `scale` is the strength of LoRA.
             clip_skip: layers of the first text encoder to leave out at its end.
             output_type: "pil", "np", "pt" or "latent".
@@ -641,6 +657,7 @@ class StickerGenerationPipeline(
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self._guidance_scale, self._image_guidance_scale = guidance_scale, image_guidance_scale
+        self._continuation_scales = (continuation_guidance_scale, continuation_image_guidance_scale)
         self._cross_attention_kwargs, self._interrupt = cross_attention_kwargs, False
 
         # 1. Check the inputs; every clip has a list of frames and two text gates, 1 where there is a text
@@ -690,7 +707,6 @@ class StickerGenerationPipeline(
             embeds=embeds,
             text_gates=tuple(repeat_rows(gate.to(pixels.device), num_clips) for gate in text_gates),
             image_embeds=image_embeds,
-            loop=loop and num_frames <= window,
             num_inference_steps=num_inference_steps,
             eta=eta,
             generator=generator,
