@@ -27,7 +27,8 @@ from rdtf_diffusers.training import DualMaskCollator, mask_condition_latents
 
 TASK_WEIGHTS = {"it2v": 0.55, "interpolation": 0.25, "pre_prediction": 0.1, "post_prediction": 0.1}
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
-BOTH_ENDS = 0.3  # of the interpolations: the first and the last frame alone are known
+# which frames are known, where a task leaves the choice: mostly those that people give
+MASKS = {"first_frame_prob": 0.75, "interpolation_ends_prob": 0.3, "interpolation_gap_prob": 0.3}
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -129,7 +130,7 @@ class Trainer(StepTrainer):
         if size % CELL:
             raise ValueError(f"Pictures of {size} pixels: the size must be a multiple of {CELL} for a refiner.")
         self.refiner = KnownFrameRefiner(channels, args.channels, args.num_layers)
-        self.collator = DualMaskCollator(frames, joint_drop_prob=0.0, interpolation_ends_prob=BOTH_ENDS)
+        self.collator = DualMaskCollator(frames, joint_drop_prob=0.0, **MASKS)
         self.drawn_batch, self.drawn = -1, None
         self.prepare(Refinement(self.refiner))
 
