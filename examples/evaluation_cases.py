@@ -31,6 +31,7 @@ from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.commands.output import slug
 from rdtf_diffusers.data.animation import AnimationError, frames_to_clip, read_animation
 from rdtf_diffusers.data.dataset import ClipMaker, draw_rows
+from rdtf_diffusers.data.procedural import MOTIONS
 from rdtf_diffusers.data.rows import check_files, fingerprint_rows, load_rows, read_row
 from rdtf_diffusers.stickers.encode import encode
 from rdtf_diffusers.training.collator import row_generator
@@ -50,7 +51,7 @@ class EvaluationTask:
         known: number of frames -> which frames are given.
         uses_text: whether the caption is given.
         needs_text: whether clips without a caption are left out.
-        loop: whether the clip is to close without a seam.
+        loop: whether the clip is to close without a seam; clips that cannot are left out.
     """
 
     name: str
@@ -105,11 +106,13 @@ class EvaluationClip:
         number: of its row in the data set.
         caption: what is asked for, "" if nothing is known.
         motion: the one motion that the caption asks for, a key of `MOTIONS`; None if it is not known, or not only one.
+        may_loop: False if the caption asks for a motion that ends elsewhere than it begins, such as falling.
     """
 
     number: int
     caption: str
     motion: str | None = None
+    may_loop: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ def clips_of_task(clip_set: ClipSet, task: EvaluationTask, num_frames: int) -> T
         ValueError: it is fewer than two clips, which leaves nothing to be said about chance.
     """
     clips = tuple(clip for clip in clip_set.clips if clip.caption.strip() or not task.needs_text)
+    clips = tuple(clip for clip in clips if clip.may_loop or not task.loop)
     if len(clips) < 2:
         kind = "clips with a caption" if task.needs_text else "clips"
         raise ValueError(f"{clip_set.name}: {task.name} needs at least two {kind}, got {len(clips)}.")
@@ -237,7 +241,8 @@ class EvaluationStickers:
             return maker.clip(animation.pick(self.num_frames)), EvaluationClip(number, row["text"]), False
         rng = np.random.default_rng([self.seed, number])
         clip, caption, motions = maker.set_in_motion(animation, row["text"], rng)
-        return clip, EvaluationClip(number, caption, motions[0] if len(motions) == 1 else None), True
+        may_loop = all(MOTIONS[motion].cyclic for motion in motions)
+        return clip, EvaluationClip(number, caption, motions[0] if len(motions) == 1 else None, may_loop), True
 
 
 @dataclass(frozen=True)

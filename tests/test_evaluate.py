@@ -544,6 +544,15 @@ def test_loops_and_retrieval_come_into_the_report(script, models, many, tmp_path
     )
 
 
+def test_what_cannot_loop_is_not_asked_for_as_a_loop(script):
+    cases = sys.modules["evaluation_cases"]
+    requests = [cases.EvaluationClip(number, "a dog", may_loop=number != 1) for number in range(4)]
+    clip_set = cases.ClipSet("set", 0, True, tuple(requests))
+    for name, numbers in (("it2v", [0, 1, 2, 3]), ("loop", [0, 2, 3])):
+        asked = cases.clips_of_task(clip_set, cases.EVALUATION_TASKS[name], 8)
+        assert [clip.number for clip in asked.clips] == numbers
+
+
 def test_loops_are_asked_for_and_not_held_against_clips_that_are_none(script, finished):
     measures, cases = sys.modules["evaluation_measures"], sys.modules["evaluation_cases"]
     form, task = cases.ClipForm(16, 4), cases.EVALUATION_TASKS["loop"]
