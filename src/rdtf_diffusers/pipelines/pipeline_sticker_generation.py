@@ -144,7 +144,7 @@ class StickerGenerationPipeline(
 
     @property
     def continuation_scales(self) -> tuple[float, float]:
-        """s_T and s_I where several frames are known."""
+        """s_T and s_I where several frames are known; callbacks may set `_continuation_scales`."""
         usual = (self.guidance_scale, self.image_guidance_scale)
         return tuple(own if scale is None else scale for scale, own in zip(self._continuation_scales, usual))
 
@@ -641,7 +641,8 @@ class StickerGenerationPipeline(
             output_type: "pil", "np", "pt" or "latent".
             return_dict: whether to return an output object or a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; returns the
-                tensors to go on with. It may set `_guidance_scale`, `_image_guidance_scale` and `_interrupt`.
+                tensors to go on with. It may set `_guidance_scale`, `_image_guidance_scale`, `_continuation_scales`
+                and `_interrupt`.
             callback_on_step_end_tensor_inputs: names out of `_callback_tensor_inputs` that the callback gets.
 
         Returns:
