@@ -24,6 +24,7 @@ from rdtf_diffusers.metrics.clip_measures import (
     alpha_iou,
     flicker,
     known_frame_error,
+    loop_closes,
     loop_seam,
     motion_energy,
     motion_log_ratio,
@@ -228,13 +229,16 @@ PIXEL_MEASURES = (
     Measure("ssim", "SSIM", "1: identical", "higher", on_pairs(ssim), of_truth=True),
 )
 # what a clip that is to loop is asked for
-LOOP = Measure(
-    "loop_seam_excess",
-    "loop seam above 1",
-    "ratio",
-    "lower",
-    on_clips(lambda clips: (loop_seam(clips) - 1).clamp(min=0)),
-    of_motion=True,
+LOOP_MEASURES = (
+    Measure(
+        "loop_seam_excess",
+        "loop seam above 1",
+        "ratio",
+        "lower",
+        on_clips(lambda clips: (loop_seam(clips) - 1).clamp(min=0)),
+        of_motion=True,
+    ),
+    Measure("loop_closes", "seam at most the median step", "share", "higher", on_clips(loop_closes), of_motion=True),
 )
 
 
@@ -243,7 +247,7 @@ def pixel_measures(asked: TaskClips, form: ClipForm) -> list[Measure]:
 
     What comes after one frame, or none, can be right without being the truth: no PSNR, SSIM and silhouettes there.
     """
-    left_out = set() if asked.task.loop else {LOOP.name}
+    left_out = set() if asked.task.loop else {measure.name for measure in LOOP_MEASURES}
     if not asked.known:
         left_out.add("known_frame_error")
     if form.channels == 3:
@@ -254,7 +258,7 @@ def pixel_measures(asked: TaskClips, form: ClipForm) -> list[Measure]:
         left_out.add("ssim")
     if asked.task.loop:  # the real clips are none
         left_out |= {"loop_seam", "loop_seam_distance"}
-    return [measure for measure in (*PIXEL_MEASURES, LOOP) if measure.name not in left_out]
+    return [measure for measure in (*PIXEL_MEASURES, *LOOP_MEASURES) if measure.name not in left_out]
 
 
 def text_measures(asked: TaskClips, networks: Networks) -> list[Measure]:

@@ -13,6 +13,7 @@ from rdtf_diffusers.metrics.clip_measures import (
     check_clips,
     flicker,
     known_frame_error,
+    loop_closes,
     loop_seam,
     motion_energy,
     motion_log_ratio,
@@ -126,6 +127,14 @@ def test_loop_seam_compares_the_last_step_with_the_others():
     assert loop_seam(grey(*[0.7] * F)).item() == 1
 
 
+def test_a_loop_closes_with_a_step_like_the_median():
+    assert loop_closes(grey(0, 0.2, 0.4, 0.6, 0.4, 0.2)).item() == 1
+    assert loop_closes(grey(0, 0.1, 0.2, 0.3, 0.4, 0.5)).item() == 0
+    assert loop_closes(grey(0, 0.3, 0.6, 0.5, 0.3, 0.2)).item() == 1  # steps 0.3, 0.3, 0.1, 0.2, 0.1: median 0.2
+    assert loop_closes(grey(0, 0.3, 0.6, 0.6, 0.5, 0.3)).item() == 0  # 0.3, 0.3, 0, 0.1, 0.2
+    assert loop_closes(grey(*[0.7] * F)).item() == 1
+
+
 def test_alpha_iou_is_the_mean_of_frames():
     clips, truth = noise(0), noise(1)
     slow = []
@@ -233,6 +242,6 @@ def test_refuses_what_cannot_be_measured():
         known_frame_error(clips, truth, mask("000000", "100000"))
     with pytest.raises(ValueError, match="at least 11 pixels"):
         ssim(clips[..., :10], truth[..., :10], known)
-    for measure, least in ((motion_energy, 2), (flicker, 3), (loop_seam, 3)):
+    for measure, least in ((motion_energy, 2), (flicker, 3), (loop_seam, 3), (loop_closes, 3)):
         with pytest.raises(ValueError, match=f"at least {least} frames, got {least - 1}"):
             measure(clips[:, : least - 1])

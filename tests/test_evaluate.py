@@ -537,6 +537,7 @@ def test_loops_and_retrieval_come_into_the_report(script, models, many, tmp_path
     retrieved = by_name["real clips", "retrieval/sticker"]
     assert retrieved["title"] == "caption among the first 10 of 20" and 0 <= retrieved["value"] <= 1
     assert by_name["large", "loop_seam_excess"]["goal"] == "lower"
+    assert by_name["large", "loop_closes"]["goal"] == "higher"
     assert not any(measure.startswith(("loop_seam_distance", "psnr")) for _, measure in by_name)
     assert "first frame and words, as a loop" in (tmp_path / "results.md").read_text(encoding="utf-8")
     assert (

@@ -175,6 +175,22 @@ def loop_seam(clips: torch.Tensor) -> torch.Tensor:
     return (seam + MOTION_FLOOR) / (cells.diff(dim=1).abs().mean(dim=(1, 2, 3, 4)) + MOTION_FLOOR)
 
 
+def loop_closes(clips: torch.Tensor) -> torch.Tensor:
+    """Whether the step from the last frame back to the first is at most the median of the steps within the clip.
+
+    Unit: 1 or 0; the mean is the share of clips. Higher is better, but even of loops of uneven steps about half have a
+    seam above their median, and a clip that stands still closes.
+    Hides: by how much a seam is above it, which [`loop_seam`] says; whether the direction of the motion goes on.
+
+    Args:
+        clips: (B, F, C, H, W) in [-1, 1], at least 3 frames.
+    """
+    check_clips(clips, min_frames=3)
+    cells = average_to_cells(clips)
+    seam = (cells[:, 0] - cells[:, -1]).abs().mean(dim=(1, 2, 3))
+    return (seam <= cells.diff(dim=1).abs().mean(dim=(2, 3, 4)).quantile(0.5, dim=1)).float()
+
+
 def alpha_iou(clips: torch.Tensor, truth: torch.Tensor, condition_mask: torch.Tensor | None = None) -> torch.Tensor:
     """How well the silhouettes agree: intersection over union of alpha above 0.5, mean over the frames of a clip.
 

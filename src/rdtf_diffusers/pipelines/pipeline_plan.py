@@ -62,10 +62,10 @@ def window_starts(num_frames: int, window: int, first_known: int, loop: bool) ->
     continues from there: forwards like the paper's post-prediction, and backwards like pre-prediction when the first
     known frame lies beyond the first window. In a loop frame numbers go on modulo `num_frames`, and the last window
     has known frames at both ends, those before the end of the clip and its first ones, which closes it. A loop of one
-    window is closed by a second one, from its middle to its middle.
+    window keeps the first half of it, and a second one, from the last frame that is kept on, closes it.
     """
     if num_frames <= window:
-        return [first_known, first_known + num_frames // 2] if loop else [0]
+        return [first_known, first_known + (num_frames - 1) // 2] if loop else [0]
     stride = window - window // 2
     if loop:
         last = num_frames - window + max(window // 4, 1)

@@ -560,7 +560,7 @@ class StickerGenerationPipeline(
             continues = condition_mask.gather(1, places).sum(dim=1) > 1
             result = denoise(take_frames(noise, places), take_frames(condition_latents, places), continues)
             if turn == 0 and loop and num_frames == window:  # the second half belongs to the window that closes it
-                places, result = places[:, : window // 2 + 1], result[:, :, : window // 2 + 1]
+                places, result = places[:, : (window + 1) // 2], result[:, :, : (window + 1) // 2]
             latents = put_frames(latents, places, result, keep=sampled)
             condition_latents = put_frames(condition_latents, places, result, keep=condition_mask)
             sampled, condition_mask = sampled.scatter(1, places, True), condition_mask.scatter(1, places, True)
