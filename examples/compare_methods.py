@@ -82,7 +82,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", nargs="+", required=True, help="Stickers to measure with; none of those trained on.")
     add("--output_dir", default="comparison", help="What the comparison leaves.")
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="Default: all.")
-    # a loop is turned between sampling steps, so the first frame is not where I2V-Adapter looks for it
+    # the window that closes a loop begins in its middle, so the first frame is not where I2V-Adapter looks for it
     tasks = [name for name, task in EVALUATION_TASKS.items() if not task.loop]
     add("--tasks", nargs="+", choices=tasks, default=["it2v", "interpolation", "prediction"])
     add("--seeds", type=positive_int, default=3, help="Trainings of each method.")

@@ -258,7 +258,7 @@ class Evaluation:
         dtype = str(pipeline.unet.dtype).removeprefix("torch.")
         model = EvaluatedModel(name, source, settings, ClipForm(size, pipeline.vae.config.in_channels), dtype)
         facts = {setting: settings.get(setting) for setting in (*SETTINGS, *settings)}
-        parts = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+        parts = ("unet", "vae", "refiner", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
         facts |= {part: component_fingerprint(getattr(pipeline, part)) for part in parts}
         facts |= {"form": model.form.name, "dtype": dtype}
         self.run_file.keep(f"model {name}", facts, model=folder_name(name))

@@ -177,6 +177,7 @@ def clips_of_task(clip_set: ClipSet, task: EvaluationTask, num_frames: int) -> T
     clips = tuple(clip for clip in clips if clip.may_loop or not task.loop)
     if len(clips) < 2:
         kind = "clips with a caption" if task.needs_text else "clips"
+        kind += " that can loop" if task.loop else ""
         raise ValueError(f"{clip_set.name}: {task.name} needs at least two {kind}, got {len(clips)}.")
     about = (clip_set.name, clip_set.dataset, clip_set.skipped, clip_set.procedural)
     return TaskClips(*about, task, clips, task.condition_mask(num_frames))
@@ -217,7 +218,7 @@ class EvaluationStickers:
         self.drawn: list[int] = draw_rows(len(self.rows), max_clips, seed).tolist()
         check_files(self.rows[number] for number in self.drawn)
         self.facts = {"rows": fingerprint_rows(self.rows), "num_frames": num_frames, "seed": seed}
-        self.facts |= {"max_clips": max_clips}
+        self.facts |= {"max_clips": max_clips, "clips": "with may_loop"}
 
     @cached_property
     def numbers(self) -> list[int]:

@@ -256,7 +256,7 @@ def pixel_measures(asked: TaskClips, form: ClipForm) -> list[Measure]:
         left_out |= {"psnr", "ssim", "alpha_iou"}
     if form.size < SSIM_WINDOW:
         left_out.add("ssim")
-    if asked.task.loop:  # the real clips are none
+    if asked.task.loop:  # real clips need not be loops, and those that are may have another seam
         left_out |= {"loop_seam", "loop_seam_distance"}
     return [measure for measure in (*PIXEL_MEASURES, *LOOP_MEASURES) if measure.name not in left_out]
 

@@ -373,6 +373,18 @@ def test_words_of_files_and_visitors_are_shown_as_text():
 # ZeroGPU
 
 
+def test_scales_that_visitors_move_count_with_several_pictures_too(monkeypatch):
+    other = load_example("space/jobs.py")
+    scales = {"guidance_scale": 4.0, "continuation_guidance_scale": 2.0, "continuation_image_guidance_scale": 3.0}
+    monkeypatch.setattr(other, "generation_settings", lambda model: scales)
+    untouched = {"seed": 1, "loop": True, "fps": 8, "negative_prompt": "", "guidance_scale": 4.0}
+    settings = other.settings_of("a", **untouched)
+    assert settings["continuation_guidance_scale"] == 2.0
+    settings = other.settings_of("a", **untouched | {"guidance_scale": 5.0})
+    assert settings["guidance_scale"] == 5.0 and "continuation_guidance_scale" not in settings
+    assert settings["continuation_image_guidance_scale"] == 3.0
+
+
 def test_drawing_is_lent_a_gpu_where_there_is_zerogpu(monkeypatch):
     lent = []
 

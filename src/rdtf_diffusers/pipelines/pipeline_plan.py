@@ -52,7 +52,7 @@ def merge_passes(
         for use_frames, use_text, weight in passes:
             summed = weights.setdefault((use_frames, use_text), torch.zeros(len(rows), device=rows.device))
             summed[rows] = weight
-    return [GuidancePass(*sees, weight.view(-1, 1, 1, 1, 1)) for sees, weight in weights.items()]
+    return [GuidancePass(*sees, weight.view(-1, 1, 1, 1, 1)) for sees, weight in sorted(weights.items())]
 
 
 def window_starts(num_frames: int, window: int, first_known: int, loop: bool) -> list[int]:

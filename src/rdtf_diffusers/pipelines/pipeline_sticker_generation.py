@@ -487,7 +487,8 @@ class StickerGenerationPipeline(
             return_dict=False,
         )[0]
         noise = noise[:, :, :num_frames]
-        return sum(p.weight * part for p, part in zip(passes, noise.chunk(len(passes)))).to(noise.dtype)
+        weights = [p.weight.to(noise.dtype) if torch.is_tensor(p.weight) else p.weight for p in passes]
+        return sum(weight * part for weight, part in zip(weights, noise.chunk(len(passes))))
 
     def denoise(
         self,
@@ -497,6 +498,7 @@ class StickerGenerationPipeline(
         embeds: dict[str, torch.Tensor | None],
         text_gates: tuple[torch.Tensor, torch.Tensor],
         image_embeds: list[tuple[torch.Tensor, torch.Tensor]],
+        scales: tuple[float, float, tuple[float | None, float | None]],
         num_inference_steps: int,
         eta: float,
         generator: torch.Generator | list[torch.Generator] | None,
@@ -505,6 +507,7 @@ class StickerGenerationPipeline(
     ) -> torch.Tensor:
         """Samples clips (B, C, F, h, w) no longer than the model's window from noise; see [`predict_noise`]."""
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        self._guidance_scale, self._image_guidance_scale, self._continuation_scales = scales  # callbacks change them
         tensors = {"latents": latents * self.scheduler.init_noise_sigma, **embeds}
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
         for iteration in range(self._free_init_num_iters if self.free_init_enabled else 1):
@@ -559,7 +562,8 @@ class StickerGenerationPipeline(
                 continue
             continues = condition_mask.gather(1, places).sum(dim=1) > 1
             result = denoise(take_frames(noise, places), take_frames(condition_latents, places), continues)
-            if turn == 0 and loop and num_frames == window:  # the second half belongs to the window that closes it
+            if turn == 0 and loop and num_frames == window and not self.interrupt:
+                # the second half belongs to the window that closes the loop
                 places, result = places[:, : (window + 1) // 2], result[:, :, : (window + 1) // 2]
             latents = put_frames(latents, places, result, keep=sampled)
             condition_latents = put_frames(condition_latents, places, result, keep=condition_mask)
@@ -621,8 +625,8 @@ class StickerGenerationPipeline(
                 leaves them out. Equal scales cost two passes of the UNet, different ones three, and a clip without
                 picture or text two.
             continuation_guidance_scale, continuation_image_guidance_scale: the same where several frames are known: in
-                interpolation and prediction, and in all windows after the first of long clips and loops. None: as the
-                others.
+                interpolation and prediction, and in the windows of long clips and loops that go on from others. None:
+                as the others.
             negative_prompt: what to stay away from, in place of "no text".
             num_videos_per_prompt: clips per prompt, next to each other in the output.
             eta: noise that is added again in each step, 0 (none) to 1; only for schedulers that know it (DDIM).
@@ -642,7 +646,7 @@ class StickerGenerationPipeline(
             return_dict: whether to return an output object or a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; returns the
                 tensors to go on with. It may set `_guidance_scale`, `_image_guidance_scale`, `_continuation_scales`
-                and `_interrupt`.
+                and `_interrupt`; steps count from 0, and scales begin anew, in each window of a long clip or loop.
             callback_on_step_end_tensor_inputs: names out of `_callback_tensor_inputs` that the callback gets.
 
         Returns:
@@ -708,6 +712,7 @@ class StickerGenerationPipeline(
             embeds=embeds,
             text_gates=tuple(repeat_rows(gate.to(pixels.device), num_clips) for gate in text_gates),
             image_embeds=image_embeds,
+            scales=(self._guidance_scale, self._image_guidance_scale, self._continuation_scales),
             num_inference_steps=num_inference_steps,
             eta=eta,
             generator=generator,
