@@ -178,8 +178,8 @@ def loop_seam(clips: torch.Tensor) -> torch.Tensor:
 def loop_closes(clips: torch.Tensor) -> torch.Tensor:
     """Whether the step from the last frame back to the first is at most the median of the steps within the clip.
 
-    Unit: 1 or 0; the mean is the share of clips. Higher is better, but even of loops of uneven steps about half have a
-    seam above their median, and a clip that stands still closes.
+    Unit: 1 or 0; the mean is the share of clips. Higher is better, but true loops of uneven steps often have a seam
+    above their median, and a clip that stands still closes.
     Hides: by how much a seam is above it, which [`loop_seam`] says; whether the direction of the motion goes on.
 
     Args:
