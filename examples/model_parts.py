@@ -109,13 +109,18 @@ def make_unet(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> 
     return unet
 
 
+def may_grow(name: str, present: int, wanted: int) -> bool:
+    """Whether a trained network can have `wanted` layers, or heads; only layers can join those that are there."""
+    return present in (0, wanted) or (name == "frame_text_layers" and present < wanted)
+
+
 def add_layers(unet: UNetDiscreteFrameModel, additions: dict[str, int]) -> UNetDiscreteFrameModel:
     """The same network with more layers; they start as what changes nothing.
 
     Raises:
         ValueError: layers that the network has would be changed or lost.
     """
-    if any(unet.config[name] not in (0, count) for name, count in additions.items()):
+    if any(not may_grow(name, unet.config[name], count) for name, count in additions.items()):
         changes = ", ".join(f"`{name}` {unet.config[name]} to {count}" for name, count in additions.items())
         raise ValueError(f"Layers can be added to a pretrained UNet, not changed or taken away: {changes}.")
     larger = UNetDiscreteFrameModel.from_config(unet.config, **additions)

@@ -26,6 +26,7 @@ from diffusers.utils import logging as diffusers_logging
 from model_parts import load_frozen_parts
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm.auto import tqdm
+from training_arguments import WEIGHTS
 from transformers.utils import logging as transformers_logging
 
 from rdtf_diffusers.data.animation import INTERPOLATION_MODES, AnimationError
@@ -77,6 +78,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--keyframes", choices=KEYFRAME_METHODS, default="cluster")
     group.add_argument("--keyframe_features", default="pixels", help='"pixels", "timm:vgg16" or a vision model\'s id.')
     group.add_argument("--motions_per_picture", type=int, default=4, help="Procedural clips of every still picture.")
+    group.add_argument("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions.")
     group.add_argument("--text_variants", type=int, default=4, help="Embeddings per caption; 0: none.")
     group.add_argument("--text_word_drop_prob", type=float, default=0.2)
     group.add_argument("--seed", type=int, default=0)
@@ -110,6 +112,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
             parser.error(f"--{name} must not be negative, got {getattr(args, name)}")
     if not 0.0 <= args.text_word_drop_prob <= 1.0:
         parser.error(f"--text_word_drop_prob must be between 0 and 1, got {args.text_word_drop_prob}")
+    args.motion_weights = dict(args.motion_weights)
     args.max_keyframes = args.num_frames if args.max_keyframes is None else args.max_keyframes
 
 
@@ -137,6 +140,7 @@ class PreparedRows(Dataset):
             features=load_features(args.keyframe_features),
             center_crop=args.center_crop,
             interpolation=args.image_interpolation_mode,
+            motion_weights=args.motion_weights,
         )
         self.motions, self.seed = args.motions_per_picture, args.seed
 

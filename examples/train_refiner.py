@@ -25,8 +25,9 @@ from rdtf_diffusers.models.known_frame_refiner import CELL, KnownFrameRefiner, R
 from rdtf_diffusers.training import DualMaskCollator, mask_condition_latents
 
 
-TASK_WEIGHTS = {"it2v": 0.55, "interpolation": 0.25, "pre_prediction": 0.1, "post_prediction": 0.1}
+TASK_WEIGHTS = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "post_prediction": 0.1}
 SMEARED = 1.25  # how much worse an error looks in drawn pixels than in warped ones, which are crisp
+DOUBLE = 1.1  # and in two known frames over each other
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
 # which frames are known, where a task leaves the choice: mostly those that people give
 MASKS = {"first_frame_prob": 0.75, "interpolation_ends_prob": 0.3, "interpolation_gap_prob": 0.3}
@@ -36,10 +37,12 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, output_dir="refiner", max_train_steps=2000)
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="The pipeline to make a refiner for.")
+    parser.add_argument("--refiner_model_name_or_path", help="A refiner to go on with, such as that of the pipeline.")
     parser.add_argument("--train_batch_size", type=positive_int, default=8, help="Clips per process.")
     parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
-    parser.add_argument("--channels", type=positive_int, default=64, help="Width of the refiner.")
+    parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
     parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of its transformer.")
+    parser.add_argument("--still_channels", type=int, default=32, help="Width of what finds still places; 0: nothing.")
     parser.add_argument("--min_timestep", type=positive_int, default=400, help="Least noise that is drawn away.")
     parser.add_argument("--max_timestep", type=positive_int, default=950, help="Most noise that is drawn away.")
     parser.add_argument("--drawing_steps", type=positive_int, default=3, help="Passes of the UNet that do it.")
@@ -49,7 +52,29 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--procedural_fraction must be between 0 and 1, got {parsed.procedural_fraction}")
     if parsed.min_timestep > parsed.max_timestep:
         parser.error(f"--min_timestep {parsed.min_timestep} exceeds --max_timestep {parsed.max_timestep}")
+    if parsed.still_channels < 0:
+        parser.error(f"--still_channels must not be negative, got {parsed.still_channels}")
     return parsed
+
+
+def make_refiner(args: argparse.Namespace, in_channels: int) -> KnownFrameRefiner:
+    """A new refiner, or that of `--refiner_model_name_or_path` with what finds still places, if it has not.
+
+    Raises:
+        ValueError: the given one is for other channels, or finds still places in another width.
+    """
+    still = {"still_channels": args.still_channels}
+    if args.refiner_model_name_or_path is None:
+        return KnownFrameRefiner(in_channels, args.channels, args.num_layers, **still)
+    trained = KnownFrameRefiner.from_pretrained(args.refiner_model_name_or_path, dtype=torch.float32)
+    if trained.config.in_channels != in_channels or trained.config.still_channels not in (0, args.still_channels):
+        raise ValueError(
+            f"{args.refiner_model_name_or_path} has {trained.config.in_channels} input channels and "
+            f"`still_channels` {trained.config.still_channels}, not {in_channels} and {args.still_channels}."
+        )
+    refiner = KnownFrameRefiner.from_config(trained.config, **still)
+    refiner.load_state_dict(trained.state_dict(), strict=False)
+    return refiner
 
 
 def draw_mask(collator: DualMaskCollator, generator: torch.Generator) -> torch.Tensor:
@@ -95,6 +120,18 @@ def tolerant_error(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return best
 
 
+def still_error(hidden: RefinedFrames, truth: torch.Tensor) -> torch.Tensor:
+    """What is lost by the choice of still places, a scalar, by L1 of pixels and of their gradients in 5x5 pixels.
+
+    Without a tolerance: by that a frame that stands still would be as good as one that moves a little.
+    """
+    still, mixed = (
+        F.avg_pool2d((with_gradients(x) - with_gradients(truth)).abs().sum(dim=1, keepdim=True), 5, 1, 2)
+        for x in (hidden.still, torch.lerp(hidden.drawn, hidden.warped, hidden.share).detach())
+    )
+    return torch.lerp(mixed, DOUBLE * still, hidden.still_share).mean() / truth.shape[1]
+
+
 def with_gradients(frames: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) -> (N, 3 C, H, W): the pixels, and the differences to their neighbours."""
     across = F.pad(frames.diff(dim=3), (0, 1))
@@ -130,7 +167,7 @@ class Trainer(StepTrainer):
         self.clips.check()
         if size % CELL:
             raise ValueError(f"Pictures of {size} pixels: the size must be a multiple of {CELL} for a refiner.")
-        self.refiner = KnownFrameRefiner(channels, args.channels, args.num_layers)
+        self.refiner = make_refiner(args, channels)
         self.collator = DualMaskCollator(frames, joint_drop_prob=0.0, **MASKS)
         self.drawn_batch, self.drawn = -1, None
         self.prepare(Refinement(self.refiner))
@@ -215,9 +252,11 @@ class Trainer(StepTrainer):
             warped, drawn = (tolerant_error(x, truth) for x in (hidden.warped, hidden.drawn))
         share = F.avg_pool2d(hidden.share, 2)
         choice = (share * warped + (1 - share) * SMEARED * drawn).mean()
-        self.optimise(warping + 2 * choice)
+        stillness = still_error(hidden, truth)
+        self.optimise(warping + 2 * (choice + stillness))
         logs = {"warping": warping, "choice": choice, "warped": warped.mean(), "drawn": drawn.mean()}
-        return {name: value.detach() for name, value in (logs | {"share": share.mean()}).items()}
+        logs |= {"share": share.mean(), "stillness": stillness, "still_share": hidden.still_share.mean()}
+        return {name: value.detach() for name, value in logs.items()}
 
 
 def main(args: list[str] | None = None) -> int:

@@ -29,6 +29,18 @@ REFUSED = {
 }
 
 
+def name_and_weight(entry: str) -> tuple[str, float]:
+    """NAME=X -> (NAME, X), for `type=`."""
+    name, _, weight = entry.partition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{entry!r} is not NAME=NUMBER") from None
+
+
+WEIGHTS = {"nargs": "+", "default": [], "type": name_and_weight}
+
+
 class Refused(argparse.Action):
     """An argument that other scripts have: ends with the reason why this one has not."""
 
@@ -96,6 +108,7 @@ def add_data_arguments(group) -> None:
         help="How pixels are resized.",
     )
     add("--procedural_fraction", type=float, default=0.5, help="Share of pictures set in motion.")
+    add("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions, such as spin=2.")
     add("--min_keyframes", type=int, help="Fewest frames drawn from an animation. Default: 3.")
     add("--max_keyframes", type=int, help="Most; by default all --num_frames.")
     add("--keyframes", choices=KEYFRAME_METHODS, default="cluster", help="How they are chosen.")
@@ -108,7 +121,7 @@ def add_method_arguments(group) -> None:
     add("--curriculum", choices=["uniform", "linear", "adaptive"], default="adaptive", help="How tasks are drawn.")
     add("--curriculum_steps", type=int, help="Default: --max_train_steps.")
     add("--pid", type=float, nargs=3, default=[5.0, 3.0, 1.3], metavar=("KP", "KI", "KD"), help="Adaptive gains.")
-    add("--task_weights", nargs="+", default=[], metavar="TASK=X", help=f"Factors on chances of {', '.join(TASKS)}.")
+    add("--task_weights", **WEIGHTS, metavar="TASK=X", help=f"Factors on chances of {', '.join(TASKS)}.")
     add("--loss_reduction", choices=["all", "valid"], default="all", help="valid: short clips weigh no less.")
     add("--joint_drop_prob", type=float, default=0.1, help="Text and frames dropped together.")
     add("--text_drop_prob", type=float, default=0.0, help="Text dropped, frames kept.")
@@ -207,10 +220,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         parser.error("--offload_ema: there is no average to offload without --use_ema")
     if args.max_train_steps and args.num_train_epochs:
         parser.error("--max_train_steps and --num_train_epochs: give one of them")
-    try:
-        args.task_weights = {name: float(x) for name, _, x in (entry.partition("=") for entry in args.task_weights)}
-    except ValueError as error:
-        parser.error(f"--task_weights TASK=X: {error}")
+    args.task_weights, args.motion_weights = dict(args.task_weights), dict(args.motion_weights)
     for name in ("block_out_channels", "temporal_layer", "sti_detail") if args.unet_model_name_or_path else ():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name}: a given UNet has its own")
@@ -254,6 +264,8 @@ def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error("--latent_cache is read from disk; leave --streaming out")
     if args.latent_cache and args.random_flip:
         parser.error("--random_flip: the clips of a --latent_cache are encoded already")
+    if args.latent_cache and args.motion_weights:
+        parser.error("--motion_weights: the clips of a --latent_cache move already; give them to prepare_dataset.py")
     if args.streaming and (args.num_train_epochs or args.validation_epochs):
         parser.error("--streaming: how long an epoch is cannot be known; give steps, not epochs")
 

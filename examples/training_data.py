@@ -24,6 +24,7 @@ def make_maker(args: argparse.Namespace, channels: int) -> ClipMaker:
         size=args.resolution,
         channels=channels,
         procedural_fraction=args.procedural_fraction,
+        motion_weights=args.motion_weights,
         min_keyframes=args.min_keyframes,
         max_keyframes=args.max_keyframes,
         keyframes=args.keyframes,

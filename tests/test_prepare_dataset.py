@@ -17,6 +17,7 @@ from example_scripts import EXAMPLES, load_example
 from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
 from rdtf_diffusers.data.latents import LatentClips, Preparation, read_dropped, shard_path
+from rdtf_diffusers.data.procedural import MOTIONS
 from rdtf_diffusers.utils.files import write_whole
 
 
@@ -195,6 +196,21 @@ def test_settings_that_differ_are_named(script, prepared, base, stickers, tmp_pa
         LatentClips(tmp_path)
 
 
+def test_motions_are_drawn_by_weight_and_this_is_written_down(script, base, stickers, tmp_path):
+    weights = [f"{name}=1e-9" for name in MOTIONS if name != "spin"]
+    assert script.main(arguments(base, stickers, tmp_path, "--text_variants", 0, "--motion_weights", *weights)) == 0
+    made = Preparation.load(tmp_path)
+    assert made.motion_weights.keys() == MOTIONS.keys() - {"spin"} and set(made.motion_weights.values()) == {1e-9}
+    rows = [row for shard in range(3) for row in pq.read_table(shard_path(tmp_path, shard))["clips"].to_pylist()]
+    moved = [clip["caption"] for row in rows for clip in row[1:]]
+    assert len(moved) == 12  # a few have a layer alone
+    assert sum(any(verb in caption for verb in MOTIONS["spin"].verbs) for caption in moved) > 8
+    file = tmp_path / "preparation.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in values.items() if name != "motion_weights"}))
+    assert Preparation.load(tmp_path).motion_weights == {}  # of a folder that is older
+
+
 def test_nothing_of_other_data_or_of_the_user_is_mixed_in(script, base, stickers, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(stickers, copy)
@@ -219,6 +235,7 @@ def test_nothing_of_other_data_or_of_the_user_is_mixed_in(script, base, stickers
         (("--min_keyframes", 9), "must rise and stay within `num_frames` 8"),
         (("--text_word_drop_prob", 2), "between 0 and 1"),
         (("--motions_per_picture", -1), "must not be negative"),
+        (("--motion_weights", "teleport=2"), "`motion_weights` names must be among bounce"),
         (("--caption_column", "words"), "no column `words`"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -190,6 +191,17 @@ def test_shares_of_pairs_and_layers_and_all_are_drawn():
     assert len({clip.phrase for clip in clips}) > 400
 
 
+def test_weights_of_motions_are_multiplied():
+    rng = np.random.default_rng(0)
+    clips = [animate(ball(8), rng, size=8, motion_weights={"wave": 5.0, "spin": 1e-6}) for _ in range(600)]
+    drawn = Counter(clip.motions[0] for clip in clips if clip.motions)
+    weights = {name: motion.weight for name, motion in MOTIONS.items()} | {"wave": 5.0, "spin": 0.0}
+    expected = weights["wave"] / sum(weights.values())
+    assert abs(drawn["wave"] / drawn.total() - expected) < 0.05 and not drawn["spin"]
+    picture, same = ball(8), [np.random.default_rng(1) for _ in range(2)]
+    assert animate(picture, same[0]).phrase == animate(picture, same[1], motion_weights={}).phrase
+
+
 def test_two_motions_never_contradict_each_other():
     for first, second in (("fade in", "fade out"), ("zoom in", "zoom out"), ("rise", "fall"), ("slide in", "rise")):
         assert second not in PARTNERS[first] and first not in PARTNERS[second]
@@ -242,6 +254,10 @@ def test_wrong_arguments_are_named():
         animate(torch.zeros(3, 8, 8), np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"`motion` must be one of bounce, .*, got 'teleport'"):
         animate(torch.zeros(4, 8, 8), np.random.default_rng(0), motion="teleport")
+    with pytest.raises(ValueError, match=r"`motion_weights` names must be among bounce, .*, got \['teleport'\]"):
+        animate(torch.zeros(4, 8, 8), np.random.default_rng(0), motion_weights={"teleport": 1.0})
+    with pytest.raises(ValueError, match="`motion_weights` must be finite and above 0"):
+        animate(torch.zeros(4, 8, 8), np.random.default_rng(0), motion_weights={"spin": 0.0})
     with pytest.raises(ValueError, match=r"`layer` must be one of hearts, .*, got 'bees'"):
         animate(torch.zeros(4, 8, 8), np.random.default_rng(0), layer="bees")
 

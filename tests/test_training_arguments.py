@@ -63,13 +63,15 @@ def test_arguments_are_spelled_as_in_diffusers(script):
         ("--train_data_dir s --latent_cache c", "or else --latent_cache"),
         ("--latent_cache c --streaming", "leave --streaming out"),
         ("--latent_cache c --random_flip", "encoded already"),
+        ("--latent_cache c --motion_weights spin=2", "give them to prepare_dataset.py"),
+        ("--train_data_dir s --motion_weights spin", "argument --motion_weights: 'spin' is not NAME=NUMBER"),
         ("--dataset_name d --streaming --num_train_epochs 2", "give steps, not epochs"),
         ("--train_data_dir s --max_train_steps 2 --num_train_epochs 2", "give one of them"),
         ("--train_data_dir s --train_batch_size 0", "--train_batch_size must be at least 1, got 0"),
         ("--train_data_dir s --learning_rate -1", "--learning_rate must not be negative, got -1.0"),
         ("--train_data_dir s --max_grad_norm 0", "--max_grad_norm must be finite and above 0, got 0.0"),
         ("--train_data_dir s --lr_scheduler piecewise_constant", "invalid choice: 'piecewise_constant'"),
-        ("--train_data_dir s --task_weights it2v=1=2", "--task_weights TASK=X"),
+        ("--train_data_dir s --task_weights it2v=1=2", "--task_weights: 'it2v=1=2' is not"),
         ("--train_data_dir s --unet_model_name_or_path m --temporal_layer conv3d", "a given UNet has its own"),
         ("--train_data_dir s --unet_model_name_or_path m --block_out_channels 16 16", "a given UNet has its own"),
         ("--train_data_dir s --joint_drop_prob 1.5", "--joint_drop_prob must be between 0 and 1, got 1.5"),
@@ -84,7 +86,7 @@ def test_arguments_are_spelled_as_in_diffusers(script):
         ("--train_data_dir s --validation_guidance_scale nan", "must not be negative, got nan"),
         ("--train_data_dir s --offload_ema", "--use_ema"),
         ("--train_data_dir s --use_8bit_adam --optimizer muon", "no --optimizer muon in 8 bits"),
-        ("--train_data_dir s --task_weights it2v", "--task_weights TASK=X"),
+        ("--train_data_dir s --task_weights it2v", "--task_weights: 'it2v' is not NAME=NUMBER"),
         ("--train_data_dir s --validation_prompts a b --validation_images x.png", "as many as --validation_prompts"),
         ("--train_data_dir s --validation_prompts a --validation_images x.png", "--validation_images: x.png"),
         ("--train_data_dir s --validation_prompts ''", "needs a picture"),
@@ -211,8 +213,23 @@ def test_layers_are_added_to_a_given_unet_and_never_taken_away(script, parts, ba
     for changed in ("0", "2"):
         with pytest.raises(ValueError, match=f"not changed or taken away: `copy_num_heads` 1 to {changed}"):
             parts.make_unet(script.parse_args([*args, "--copy_num_heads", changed]), pipeline)
-    with pytest.raises(ValueError, match="`frame_text_layers` 1 to 2"):  # a new layer before one that is trained
-        parts.make_unet(script.parse_args([*args, "--frame_text_layers", "2"]), pipeline)
+    with pytest.raises(ValueError, match="`frame_text_layers` 1 to 0"):
+        parts.make_unet(script.parse_args([*args, "--frame_text_layers", "0"]), pipeline)
+
+
+@torch.no_grad()
+def test_more_layers_for_the_text_of_frames_change_nothing_at_first(script, parts, base, tmp_path):
+    args = ["--train_data_dir", "s", "--pretrained_model_name_or_path", str(base), "--resolution", "16"]
+    args = [*args, "--unet_model_name_or_path", str(tmp_path), "--frame_text_layers", "3"]
+    unet = make_unet(cross_attention_dim=16, frame_text_layers=1)
+    for weight in unet.motion_modules_text.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    unet.save_pretrained(tmp_path / "unet")
+    larger = parts.make_unet(script.parse_args(args), parts.load_frozen_parts(script.parse_args(args)))
+    assert len(larger.motion_modules_text.transformer_blocks) == larger.config.frame_text_layers == 3
+    time, text = torch.randn(2, larger.motion_modules_text.proj_out.out_features), torch.randn(2, 5, 16)
+    embeddings = [x.motion_modules_text.eval()(time, text, 8) for x in (unet, larger)]
+    torch.testing.assert_close(*embeddings, rtol=0, atol=0)
 
 
 def test_the_scheduler_of_a_run(script, parts, base):

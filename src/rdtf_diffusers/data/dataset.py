@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from .animation import Animation, AnimationError, evenly_timed, frames_to_clip, over_white
 from .keyframes import keyframe_table, ping_pong, pixel_features
-from .procedural import animate
+from .procedural import animate, check_motion_weights
 from .rows import check_captions, check_files, load_rows, read_row
 
 
@@ -84,6 +84,7 @@ class ClipMaker:
             placed with the bicubic one.
         random_flip: half of the samples are mirrored, before they are set in motion. Never those whose caption names a
             side or which hold written words (`ocr`).
+        motion_weights: factors on how often a picture is set in each motion, by name; others keep 1.
     """
 
     num_frames: int = 8
@@ -97,6 +98,7 @@ class ClipMaker:
     center_crop: bool = False
     interpolation: str = "bicubic"
     random_flip: bool = False
+    motion_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_keyframes <= self.max_keyframes <= self.num_frames:
@@ -104,6 +106,7 @@ class ClipMaker:
                 f"`min_keyframes` {self.min_keyframes} and `max_keyframes` {self.max_keyframes} must rise and stay "
                 f"within `num_frames` {self.num_frames}."
             )
+        check_motion_weights(self.motion_weights)
 
     def keyframe_table(self, animation: Animation, row: Mapping[str, Any]) -> dict[int, np.ndarray]:
         """Which frames stand for an animation: k -> their numbers (k,), for every k that can be drawn.
@@ -132,7 +135,7 @@ class ClipMaker:
         height, width = animation.frames.shape[1:3]
         side = min(height, width) if self.center_crop else max(height, width)  # so that nothing is resized yet
         picture = frames_to_clip(animation.frames, side, center_crop=self.center_crop).add(1).div(2)[0]  # (4, S, S)
-        motion = animate(picture, rng, self.num_frames, self.size)
+        motion = animate(picture, rng, self.num_frames, self.size, motion_weights=self.motion_weights)
         clip = motion.frames if self.channels == 4 else over_white(motion.frames)
         return clip, describe(caption, motion.phrase, rng, may_lead=motion.layer is None), motion.motions
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Preparation:
         text_shape, text_2_shape: (tokens, width) of a caption's embeddings; None where there are none.
         vae, text_encoder, text_encoder_2: fingerprints of the weights, see `fingerprint`.
         mixed_precision: in which the autoencoder and the text encoders ran: "no", "fp16" or "bf16".
+        motion_weights: factors on how often each motion is drawn, by name.
     """
 
     sources: tuple[str, ...]
@@ -92,6 +93,7 @@ class Preparation:
     text_encoder: str
     text_encoder_2: str | None
     mixed_precision: str
+    motion_weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_shards(self) -> int:
@@ -127,7 +129,8 @@ class Preparation:
         if not file.is_file():
             raise ValueError(f"{folder}: no prepared data, there is no {PREPARATION_FILE}.")
         values = json.loads(file.read_text(encoding="utf-8"))
-        names = {field.name for field in fields(cls)}
+        values = {"motion_weights": {}} | values  # what was prepared before there were any
+        names = {entry.name for entry in fields(cls)}
         if set(values) != names:
             raise ValueError(f"{file}: written by another version; it lacks or adds {sorted(names ^ set(values))}.")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

@@ -12,7 +12,7 @@ cyclic motion is at rest and the picture stands as it is; after the last frame t
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -325,14 +325,22 @@ def _draw_name(weights: dict[str, float], rng: np.random.Generator) -> str:
     return list(weights)[bisect.bisect(sums, rng.random() * sums[-1])]
 
 
-def _draw_names(rng: np.random.Generator) -> tuple[tuple[str, ...], str | None]:
-    """Draw the motions and the layer of a clip."""
+def check_motion_weights(weights: Mapping[str, float]) -> None:
+    """Raises a ValueError if these are no factors on chances of motions."""
+    if unknown := weights.keys() - MOTIONS.keys():
+        raise ValueError(f"`motion_weights` names must be among {', '.join(MOTIONS)}, got {sorted(unknown)}.")
+    if not all(0.0 < weight < math.inf for weight in weights.values()):
+        raise ValueError(f"`motion_weights` must be finite and above 0, got {dict(weights)}.")
+
+
+def _draw_names(rng: np.random.Generator, factors: Mapping[str, float]) -> tuple[tuple[str, ...], str | None]:
+    """Draw the motions and the layer of a clip; `factors` on the motions' weights."""
     layer = None
     if rng.random() < LAYER_PROBABILITY:
         layer = _draw_name({name: entry.weight for name, entry in LAYERS.items()}, rng)
         if rng.random() < STILL_PROBABILITY:
             return (), layer
-    weights = {name: motion.weight for name, motion in MOTIONS.items()}
+    weights = {name: motion.weight * factors.get(name, 1.0) for name, motion in MOTIONS.items()}
     first = _draw_name(weights, rng)
     if layer is None and rng.random() < PAIR_PROBABILITY:
         return (first, _draw_name({name: weights[name] for name in MOTIONS if name in PARTNERS[first]}, rng)), None
@@ -482,6 +490,7 @@ def animate(
     size: int = 64,
     motion: str | None = None,
     layer: str | None = None,
+    motion_weights: Mapping[str, float] | None = None,
 ) -> ProceduralClip:
     """Place a picture on the canvas and set it in motion, put a layer over it, or both.
 
@@ -495,9 +504,10 @@ def animate(
         size: height and width of the clip.
         motion: a key of `MOTIONS` or of `ALIASES`.
         layer: a key of `LAYERS`.
+        motion_weights: factors on the weights of motions by name; those that are not named keep 1.
 
     Raises:
-        ValueError: the picture is not (4, H, W), or there is no such motion or layer.
+        ValueError: the picture is not (4, H, W), there is no such motion or layer, or a weight is not above 0.
     """
     if picture.ndim != 3 or picture.shape[0] != 4:
         raise ValueError(f"`picture` must be RGBA (4, H, W), got a tensor of shape {tuple(picture.shape)}.")
@@ -505,10 +515,11 @@ def animate(
     for argument, name, known in (("motion", motion, MOTIONS), ("layer", layer, LAYERS)):
         if name is not None and name not in known:
             raise ValueError(f"`{argument}` must be one of {', '.join(known)}, got {name!r}.")
+    check_motion_weights(motion_weights or {})
     side = round(size * rng.uniform(0.6, 1.0))
     names = () if motion is None else (motion,)
     if motion is None and layer is None:
-        names, layer = _draw_names(rng)
+        names, layer = _draw_names(rng, motion_weights or {})
     pose, phrase = _draw_motions(names, num_frames, rng)
     square = resize_premultiplied(pad_to_square(picture[None]), side)[0]
     place = Place(size, side, _rest_corner(pose.x, size, side, rng), _rest_corner(pose.y, size, side, rng))

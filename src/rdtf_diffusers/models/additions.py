@@ -111,7 +111,7 @@ class FrameTextEmbedding(nn.Module):
 
     Not in the paper, where words reach the frames by cross-attention alone, which tells all of them the same. A small
     transformer over the numbers of the frames reads the text; what it finds is added to the time embedding and so
-    reaches every residual block. It starts at zero.
+    reaches every residual block. It starts at zero, each of its layers as the identity, so that more can join.
     """
 
     def __init__(self, time_embed_dim: int, cross_attention_dim: int, head_dim: int, num_layers: int = 2):
@@ -125,8 +125,10 @@ class FrameTextEmbedding(nn.Module):
         )
         self.norm = nn.LayerNorm(time_embed_dim)
         self.proj_out = nn.Linear(time_embed_dim, time_embed_dim)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        outputs = [x for block in self.transformer_blocks for x in (block.attn1.to_out[0], block.attn2.to_out[0])]
+        for linear in (*outputs, *(block.ff.net[-1] for block in self.transformer_blocks), self.proj_out):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, time_embedding: torch.Tensor, text: torch.Tensor, num_frames: int) -> torch.Tensor:
         numbers = torch.arange(num_frames, device=time_embedding.device)

@@ -49,16 +49,20 @@ class RefinedFrames(NamedTuple):
     """N hidden frames.
 
     Attributes:
-        refined: (N, C, H, W) in [0, 1], the blend of the next two.
-        warped: the same, made of known frames alone.
+        refined: (N, C, H, W) in [0, 1], made of the next three.
+        warped: the same, known frames warped to what was drawn.
         drawn: the same, as they were drawn.
-        share: (N, 1, H, W), how much of each pixel is `warped`.
+        still: the same, the known frames before and after blended as they are; the nearest one, where it is alone.
+        share: (N, 1, H, W), how much of each pixel is `warped`, against `drawn`.
+        still_share: (N, 1, H, W), how much is `still`, against the mix of both; 0 but between two known frames.
     """
 
     refined: torch.Tensor
     warped: torch.Tensor
     drawn: torch.Tensor
+    still: torch.Tensor
     share: torch.Tensor
+    still_share: torch.Tensor
 
 
 class KnownFrameRefiner(ModelMixin, ConfigMixin):
@@ -67,20 +71,29 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     Each drawn frame and a known one are cut into cells of 8x8 pixels. A transformer compares them; the mean place in
     the known frame that a cell matches, and a correction at twice that resolution, say from where every pixel comes,
     as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
-    drawn.
+    drawn. Between two known frames a few convolutions say where nothing moves, or so little that these two, blended
+    as they are, come closer.
 
     Args:
         in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
         channels: width D of the features.
         num_layers: layers of the transformer.
         attention_head_dim: channels of each of its heads.
+        still_channels: width of the convolutions that find what stands still; 0: nothing is taken to.
 
     Raises:
         ValueError: `channels` is no multiple of `attention_head_dim`.
     """
 
     @register_to_config
-    def __init__(self, in_channels: int = 4, channels: int = 64, num_layers: int = 2, attention_head_dim: int = 32):
+    def __init__(
+        self,
+        in_channels: int = 4,
+        channels: int = 64,
+        num_layers: int = 2,
+        attention_head_dim: int = 32,
+        still_channels: int = 0,
+    ):
         super().__init__()
         if channels % attention_head_dim:
             raise ValueError(f"`channels` must be a multiple of {attention_head_dim}, but is {channels}.")
@@ -107,10 +120,23 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         self.pixel_trust = nn.Sequential(
             nn.Conv2d(2 * in_channels + 1, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1)
         )
-        for last in (self.decoder[-1], self.pixel_trust[-1]):
+        last_layers = [self.decoder[-1], self.pixel_trust[-1]]
+        if still_channels:
+            self.stillness = nn.Sequential(
+                nn.Conv2d(4 * in_channels, still_channels, 4, stride=2, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(still_channels, still_channels, 3, padding=2, dilation=2),
+                nn.SiLU(),
+                nn.Conv2d(still_channels, 1, 3, padding=1),
+                nn.Upsample(scale_factor=2, mode="bilinear"),
+            )
+            last_layers.append(self.stillness[-2])
+        for last in last_layers:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         self.decoder[-1].bias.data[2] = 4.0  # opaque
+        if still_channels:
+            self.stillness[-2].bias.data[0] = -2.0  # seldom
 
     def match(self, drawn: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (N, D, h, w) of both -> from where each cell comes (N, 2, h, w), what was found (N, 2 D, h, w)."""
@@ -180,7 +206,17 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         candidates[two, 2], logits[two, 2] = warped[len(clip) :], trust[len(clip) :, 0]
         warped = (logits[:, ::2].softmax(dim=1)[:, :, None] * candidates[:, ::2]).sum(dim=1)
         share = 1 - logits.softmax(dim=1)[:, 1:2]
-        return RefinedFrames(share * warped + (1 - share) * pixels.float(), warped, pixels.float(), share)
+        mixed = share * warped + (1 - share) * pixels.float()
+        length = condition_mask.shape[1]  # around which distances go in a loop; elsewhere they are shorter
+        past, gap = (frame - before) % length, (after - before) % length
+        ends = torch.stack([given[clip, before], given[clip, after]]).float()
+        still = torch.lerp(*ends, (past / gap.clamp(min=1))[:, None, None, None])
+        still_share = torch.zeros_like(share)
+        if self.config.still_channels:
+            detail = torch.cat([still, mixed, pixels.float(), ends[0] - ends[1]], dim=1)[two]
+            still_share[two] = self.stillness(detail.detach().to(self.dtype)).float().sigmoid()
+        refined = torch.lerp(mixed, still, still_share)
+        return RefinedFrames(refined, warped, pixels.float(), still, share, still_share)
 
     def forward(
         self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False
