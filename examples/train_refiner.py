@@ -26,8 +26,10 @@ from rdtf_diffusers.training import DualMaskCollator, mask_condition_latents
 
 
 TASK_WEIGHTS = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "post_prediction": 0.1}
-SMEARED = 1.25  # how much worse an error looks in drawn pixels than in warped ones, which are crisp
-DOUBLE = 1.1  # and in two known frames over each other
+# how much worse an error looks than in what is moved as a whole
+SMEARED = 1.25  # in drawn pixels
+WARPED = 1.05  # in warped ones, whose outline may be dented
+DOUBLE = 1.1  # in two known frames over each other
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
 # which frames are known, where a task leaves the choice: mostly those that people give
 MASKS = {"first_frame_prob": 0.75, "interpolation_ends_prob": 0.3, "interpolation_gap_prob": 0.3}
@@ -37,12 +39,11 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, output_dir="refiner", max_train_steps=2000)
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="The pipeline to make a refiner for.")
-    parser.add_argument("--refiner_model_name_or_path", help="A refiner to go on with, such as that of the pipeline.")
+    parser.add_argument("--refiner_model_name_or_path", help="A refiner to go on with, such as MODEL/refiner.")
     parser.add_argument("--train_batch_size", type=positive_int, default=8, help="Clips per process.")
     parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
     parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of its transformer.")
-    parser.add_argument("--still_channels", type=int, default=32, help="Width of what finds still places; 0: nothing.")
     parser.add_argument("--min_timestep", type=positive_int, default=400, help="Least noise that is drawn away.")
     parser.add_argument("--max_timestep", type=positive_int, default=950, help="Most noise that is drawn away.")
     parser.add_argument("--drawing_steps", type=positive_int, default=3, help="Passes of the UNet that do it.")
@@ -52,28 +53,21 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--procedural_fraction must be between 0 and 1, got {parsed.procedural_fraction}")
     if parsed.min_timestep > parsed.max_timestep:
         parser.error(f"--min_timestep {parsed.min_timestep} exceeds --max_timestep {parsed.max_timestep}")
-    if parsed.still_channels < 0:
-        parser.error(f"--still_channels must not be negative, got {parsed.still_channels}")
     return parsed
 
 
 def make_refiner(args: argparse.Namespace, in_channels: int) -> KnownFrameRefiner:
-    """A new refiner, or that of `--refiner_model_name_or_path` with what finds still places, if it has not.
+    """A new refiner, or that of `--refiner_model_name_or_path`.
 
     Raises:
-        ValueError: the given one is for other channels, or finds still places in another width.
+        ValueError: the given one is for other channels.
     """
-    still = {"still_channels": args.still_channels}
     if args.refiner_model_name_or_path is None:
-        return KnownFrameRefiner(in_channels, args.channels, args.num_layers, **still)
-    trained = KnownFrameRefiner.from_pretrained(args.refiner_model_name_or_path, dtype=torch.float32)
-    if trained.config.in_channels != in_channels or trained.config.still_channels not in (0, args.still_channels):
-        raise ValueError(
-            f"{args.refiner_model_name_or_path} has {trained.config.in_channels} input channels and "
-            f"`still_channels` {trained.config.still_channels}, not {in_channels} and {args.still_channels}."
-        )
-    refiner = KnownFrameRefiner.from_config(trained.config, **still)
-    refiner.load_state_dict(trained.state_dict(), strict=False)
+        return KnownFrameRefiner(in_channels, args.channels, args.num_layers)
+    refiner = KnownFrameRefiner.from_pretrained(args.refiner_model_name_or_path, dtype=torch.float32)
+    if refiner.config.in_channels != in_channels:
+        name, channels = args.refiner_model_name_or_path, refiner.config.in_channels
+        raise ValueError(f"The refiner of {name} is for {channels} channels, not {in_channels}.")
     return refiner
 
 
@@ -127,7 +121,7 @@ def still_error(hidden: RefinedFrames, truth: torch.Tensor) -> torch.Tensor:
     """
     still, mixed = (
         F.avg_pool2d((with_gradients(x) - with_gradients(truth)).abs().sum(dim=1, keepdim=True), 5, 1, 2)
-        for x in (hidden.still, torch.lerp(hidden.drawn, hidden.warped, hidden.share).detach())
+        for x in (hidden.still, hidden.mixed.detach())
     )
     return torch.lerp(mixed, DOUBLE * still, hidden.still_share).mean() / truth.shape[1]
 
@@ -247,15 +241,17 @@ class Trainer(StepTrainer):
             hidden = self.model(drawn, clips, masks)
         clip, frame = hidden_frames(masks)
         truth = ((clips.transpose(1, 2) + 1) / 2)[clip, frame]
-        warping = reconstruction_loss(hidden.warped, truth)
+        warping, moving = (reconstruction_loss(x, truth) for x in (hidden.warped, hidden.moved))
         with torch.no_grad():
-            warped, drawn = (tolerant_error(x, truth) for x in (hidden.warped, hidden.drawn))
-        share = F.avg_pool2d(hidden.share, 2)
-        choice = (share * warped + (1 - share) * SMEARED * drawn).mean()
-        stillness = still_error(hidden, truth)
-        self.optimise(warping + 2 * (choice + stillness))
-        logs = {"warping": warping, "choice": choice, "warped": warped.mean(), "drawn": drawn.mean()}
-        logs |= {"share": share.mean(), "stillness": stillness, "still_share": hidden.still_share.mean()}
+            errors = torch.cat([tolerant_error(x, truth) for x in (hidden.warped, hidden.moved, hidden.drawn)], dim=1)
+        factors = torch.tensor([WARPED, 1.0, SMEARED], device=truth.device)[:, None, None]
+        shares = F.avg_pool2d(hidden.shares, 2)
+        choice, stillness = (shares * factors * errors).sum(dim=1).mean(), still_error(hidden, truth)
+        self.optimise(warping + moving + 2 * (choice + stillness))
+        logs = {"warping": warping, "moving": moving, "choice": choice, "stillness": stillness}
+        for number, name in enumerate(("warped", "moved", "drawn")):
+            logs |= {name: errors[:, number].mean(), f"{name}_share": shares[:, number].mean()}
+        logs["still_share"] = hidden.still_share.mean()
         return {name: value.detach() for name, value in logs.items()}
 
 

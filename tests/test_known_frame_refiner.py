@@ -5,15 +5,15 @@ import torch
 from tiny_models import make_pipeline
 
 from rdtf_diffusers import KnownFrameRefiner, StickerGenerationPipeline
-from rdtf_diffusers.models.known_frame_refiner import hidden_frames, nearest_known, place_features
+from rdtf_diffusers.models.known_frame_refiner import fit_affine, hidden_frames, nearest_known, place_features
 
 
 def make_refiner(**config) -> KnownFrameRefiner:
     """A small one in which every branch speaks."""
     torch.manual_seed(0)
-    small = {"channels": 16, "num_layers": 1, "attention_head_dim": 8, "still_channels": 8}
-    refiner = KnownFrameRefiner(**(small | config)).eval()
-    for last in (refiner.decoder[-1], refiner.pixel_trust[-1], refiner.stillness[-2]):
+    refiner = KnownFrameRefiner(**({"channels": 16, "num_layers": 1, "attention_head_dim": 8} | config)).eval()
+    choices = [refiner.moved_trust[-2], refiner.still_trust[-2], refiner.moved_opacity, refiner.cell_weight]
+    for last in (refiner.decoder[-1], refiner.pixel_trust[-1], *choices):
         torch.nn.init.normal_(last.weight, std=0.1)
     return refiner
 
@@ -57,6 +57,7 @@ def test_without_alpha_what_lies_outside_is_white():
     refiner.match = lambda drawn, known: [x - 0.5 if x.shape[1] == 2 else x for x in places(drawn, known)]  # half away
     hidden = refiner.refine_hidden(white, white, mask)
     torch.testing.assert_close(hidden.warped, torch.ones_like(hidden.warped))
+    torch.testing.assert_close(hidden.moved, torch.ones_like(hidden.moved))
 
 
 def test_hidden_frames_are_those_of_clips_with_a_known_one():
@@ -131,12 +132,48 @@ def test_cells_match_themselves_if_nothing_speaks_against_it():
     torch.testing.assert_close(places[0], place_features(3, 5, features.device)[0].T.unflatten(1, (3, 5)))
 
 
+def test_the_affine_motion_that_fits_best():
+    generator = torch.Generator().manual_seed(0)
+    places, weights = torch.rand(30, 2, generator=generator) * 2 - 1, torch.rand(2, 30, generator=generator)
+    weights /= weights.sum(dim=1, keepdim=True)
+    change, shift = torch.randn(2, 2, 2, generator=generator), torch.randn(2, 1, 2, generator=generator)
+    flow = places @ change + shift
+    mean_place, mean_flow, found = fit_affine(places, flow, weights)
+    torch.testing.assert_close(found, change, atol=0.02, rtol=0)
+    torch.testing.assert_close(mean_flow + (places - mean_place) @ found, flow, atol=0.02, rtol=0)
+    noisy = flow + 0.3 * torch.randn(2, 30, 2, generator=generator)
+    ones, root = torch.ones(30, 1), weights.sqrt()[:, :, None]
+    expected = torch.linalg.lstsq(root * torch.cat([places, ones], dim=1), root * noisy).solution
+    mean_place, mean_flow, found = fit_affine(places, noisy, weights)
+    torch.testing.assert_close(
+        mean_flow + (places - mean_place) @ found, places @ expected[:, :2] + expected[:, 2:], atol=0.02, rtol=0
+    )
+    everywhere_the_same = fit_affine(places, flow, torch.eye(30)[:2])  # one cell says all
+    torch.testing.assert_close(everywhere_the_same[2], torch.zeros(2, 2, 2))
+
+
+@torch.no_grad()
+def test_a_picture_is_moved_as_a_whole():
+    refiner = make_refiner()
+    angle = torch.tensor(0.5)
+    turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    centres, _ = place_features(8, 8, turn.device)
+    found = torch.randn(1, 32, 8, 8)
+    pixels, _ = place_features(64, 64, turn.device)
+    grid, opacity = refiner.whole_motion((centres @ turn).T.view(1, 2, 8, 8), found, pixels)
+    torch.testing.assert_close(grid[0], pixels @ turn, atol=0.02, rtol=0)
+    assert opacity.shape == (1, 1) and 0.9 < opacity.item() < 1
+
+
 def test_gradients_reach_every_parameter():
     refiner, drawn, known = make_refiner(), make_clips(), make_clips().flip(2)
     hidden = refiner.refine_hidden(drawn, known, make_mask("01001", "10000"))
     assert hidden.refined.shape == hidden.warped.shape == hidden.drawn.shape == (3 + 4, 4, 24, 16)
-    assert hidden.share.shape == (3 + 4, 1, 24, 16) and 0 < hidden.share.min() and hidden.share.max() < 1
-    mixed = hidden.drawn + hidden.share * (hidden.warped - hidden.drawn)
+    assert hidden.shares.shape == (3 + 4, 3, 24, 16) and hidden.still_share.shape == (3 + 4, 1, 24, 16)
+    assert 0 < hidden.shares.min() and hidden.shares.max() < 1
+    torch.testing.assert_close(hidden.shares.sum(dim=1), torch.ones(7, 24, 16))
+    three = (hidden.warped, hidden.moved, hidden.drawn)
+    mixed = sum(hidden.shares[:, number : number + 1] * x for number, x in enumerate(three))
     torch.testing.assert_close(hidden.refined, mixed + hidden.still_share * (hidden.still - mixed))
     hidden.refined.square().mean().backward()
     assert [name for name, weight in refiner.named_parameters() if weight.grad is None] == []
@@ -158,9 +195,7 @@ def test_known_frames_are_blended_as_they_are_only_between_two():
     assert looped.still_share[0].amax() > 0
     alone = refiner.refine_hidden(drawn, known, mask[1:])  # in a run with several processes all weights must be used
     alone.refined.mean().backward()
-    assert refiner.stillness[0].weight.grad is not None
-    old = KnownFrameRefiner(channels=16, num_layers=1, attention_head_dim=8)
-    assert not old.refine_hidden(drawn, known, mask).still_share.any()
+    assert refiner.still_trust[0].weight.grad is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -20,6 +20,7 @@ from torch import nn
 
 
 CELL = 8  # pixels of a side of a square that is matched as one
+RIDGE = 1e-3  # squared units for which a frame's cells count as spread more than they are, which steadies a fit
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
 
@@ -45,24 +46,81 @@ class CellEncoder(nn.Sequential):
         )
 
 
+def choice_network(in_channels: int, bias: float) -> nn.Sequential:
+    """Pixels (N, C, H, W) -> logits of a choice (N, 1, H, W), at first `bias` everywhere."""
+    network = nn.Sequential(
+        nn.Conv2d(in_channels, 32, 4, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(32, 32, 3, padding=2, dilation=2),
+        nn.SiLU(),
+        nn.Conv2d(32, 1, 3, padding=1),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+    )
+    nn.init.zeros_(network[-2].weight)
+    nn.init.constant_(network[-2].bias, bias)
+    return network
+
+
+def fit_affine(places: torch.Tensor, flow: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The affine motion nearest to that of a frame's cells, by weighted least squares.
+
+    Args:
+        places: of the cells, (M, 2).
+        flow: from where they come, less where they are, (N, M, 2).
+        weights: (N, M), which add up to 1.
+
+    Returns:
+        the mean place (N, 1, 2) and flow (N, 1, 2), and how the flow changes with the place (N, 2, 2): a place has
+        the flow `mean_flow + (place - mean_place) @ change`.
+    """
+    weights = weights[:, :, None]
+    mean_place, mean_flow = ((weights * x).sum(dim=1, keepdim=True) for x in (places, flow))
+    offsets = places - mean_place  # (N, M, 2)
+    spread = (weights * offsets).mT @ offsets + RIDGE * torch.eye(2, device=places.device)
+    return mean_place, mean_flow, torch.linalg.solve(spread, (weights * offsets).mT @ (flow - mean_flow))
+
+
 class RefinedFrames(NamedTuple):
     """N hidden frames.
 
     Attributes:
-        refined: (N, C, H, W) in [0, 1], made of the next three.
-        warped: the same, known frames warped to what was drawn.
+        refined: (N, C, H, W) in [0, 1], made of the next four.
+        warped: the same, known frames warped to what was drawn, each pixel by itself.
+        moved: the same, known frames moved to it as wholes.
         drawn: the same, as they were drawn.
         still: the same, the known frames before and after blended as they are; the nearest one, where it is alone.
-        share: (N, 1, H, W), how much of each pixel is `warped`, against `drawn`.
-        still_share: (N, 1, H, W), how much is `still`, against the mix of both; 0 but between two known frames.
+        shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
+        still_share: (N, 1, H, W), how much is `still`, against the mix of these; 0 but between two known frames.
+        mixed: `refined` without `still`.
     """
 
     refined: torch.Tensor
     warped: torch.Tensor
+    moved: torch.Tensor
     drawn: torch.Tensor
     still: torch.Tensor
-    share: torch.Tensor
+    shares: torch.Tensor
     still_share: torch.Tensor
+    mixed: torch.Tensor
+
+
+def mix(drawn: torch.Tensor, moved: torch.Tensor, logits: torch.Tensor, two: torch.Tensor) -> RefinedFrames:
+    """N frames without what is `still`.
+
+    Args:
+        drawn: (N, C, H, W).
+        moved: of `KnownFrameRefiner.warp`, (N + T, 2, C, H, W): made of the known frame before each of these, then of
+            the one after each of those whose numbers are `two`.
+        logits: likewise, (N + T, 2, H, W); what was drawn has 0.
+    """
+    count = len(drawn)
+    candidates = torch.stack([moved[:count], torch.zeros_like(moved[:count])], dim=2)  # (N, 2 ways, 2 ends, C, H, W)
+    chances = torch.stack([logits[:count], torch.full_like(logits[:count], -torch.inf)], dim=2)  # (N, 2, 2, H, W)
+    candidates[two, :, 1], chances[two, :, 1] = moved[count:], logits[count:]
+    warped, whole = (chances.softmax(dim=2)[:, :, :, None] * candidates).sum(dim=2).unbind(dim=1)
+    shares = torch.cat([chances.logsumexp(dim=2), torch.zeros_like(drawn[:, :1])], dim=1).softmax(dim=1)
+    refined = (shares[:, :, None] * torch.stack([warped, whole, drawn], dim=1)).sum(dim=1)
+    return RefinedFrames(refined, warped, whole, drawn, drawn, shares, torch.zeros_like(shares[:, :1]), refined)
 
 
 class KnownFrameRefiner(ModelMixin, ConfigMixin):
@@ -71,29 +129,22 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     Each drawn frame and a known one are cut into cells of 8x8 pixels. A transformer compares them; the mean place in
     the known frame that a cell matches, and a correction at twice that resolution, say from where every pixel comes,
     as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
-    drawn. Between two known frames a few convolutions say where nothing moves, or so little that these two, blended
-    as they are, come closer.
+    drawn. Most stickers move as a whole, and the outline of what was drawn is dented, so that the affine motion that
+    fits all cells best is tried as well. Between two known frames the network also says where nothing moves, or so
+    little that these two, blended as they are, come closer.
 
     Args:
         in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
         channels: width D of the features.
         num_layers: layers of the transformer.
         attention_head_dim: channels of each of its heads.
-        still_channels: width of the convolutions that find what stands still; 0: nothing is taken to.
 
     Raises:
         ValueError: `channels` is no multiple of `attention_head_dim`.
     """
 
     @register_to_config
-    def __init__(
-        self,
-        in_channels: int = 4,
-        channels: int = 64,
-        num_layers: int = 2,
-        attention_head_dim: int = 32,
-        still_channels: int = 0,
-    ):
+    def __init__(self, in_channels: int = 4, channels: int = 64, num_layers: int = 2, attention_head_dim: int = 32):
         super().__init__()
         if channels % attention_head_dim:
             raise ValueError(f"`channels` must be a multiple of {attention_head_dim}, but is {channels}.")
@@ -120,23 +171,14 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         self.pixel_trust = nn.Sequential(
             nn.Conv2d(2 * in_channels + 1, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1)
         )
-        last_layers = [self.decoder[-1], self.pixel_trust[-1]]
-        if still_channels:
-            self.stillness = nn.Sequential(
-                nn.Conv2d(4 * in_channels, still_channels, 4, stride=2, padding=1),
-                nn.SiLU(),
-                nn.Conv2d(still_channels, still_channels, 3, padding=2, dilation=2),
-                nn.SiLU(),
-                nn.Conv2d(still_channels, 1, 3, padding=1),
-                nn.Upsample(scale_factor=2, mode="bilinear"),
-            )
-            last_layers.append(self.stillness[-2])
-        for last in last_layers:
+        self.cell_weight = nn.Linear(2 * channels, 1)  # how much a cell says about the motion of the whole
+        self.moved_opacity = nn.Linear(2 * channels, 1)
+        self.moved_trust = choice_network(3 * in_channels, bias=0.0)
+        self.still_trust = choice_network(4 * in_channels, bias=-2.0)
+        for last in (self.decoder[-1], self.pixel_trust[-1], self.cell_weight, self.moved_opacity):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        self.decoder[-1].bias.data[2] = 4.0  # opaque
-        if still_channels:
-            self.stillness[-2].bias.data[0] = -2.0  # seldom
+        self.decoder[-1].bias.data[2] = self.moved_opacity.bias.data[0] = 4.0  # opaque
 
     def match(self, drawn: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (N, D, h, w) of both -> from where each cell comes (N, 2, h, w), what was found (N, 2 D, h, w)."""
@@ -163,7 +205,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         """Warps known frames to drawn ones, both (N, C, H, W) in [0, 1], by their cells' features (N, D, h, w).
 
         Returns:
-            the warped frames (N, C, H, W), and the logits (N, 1, H, W) of taking them and not what was drawn.
+            the frames warped pixel by pixel and moved as wholes (N, 2, C, H, W), and the logits (N, 2, H, W) of taking
+            them and not what was drawn.
         """
         size = drawn.shape[2:]
         places, found = self.match(drawn_cells, known_cells)
@@ -175,10 +218,31 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         flow, opacity, trust = (F.interpolate(x, size=size, mode="bilinear") for x in (flow, opacity.sigmoid(), trust))
         pixels, _ = place_features(*size, drawn.device)
         grid = pixels.unflatten(0, size) + flow.permute(0, 2, 3, 1)  # (N, H, W, 2)
+        whole_grid, whole_opacity = self.whole_motion(places, found, pixels)
         background = 0.0 if self.config.in_channels == 4 else 1.0  # premultiplied, or on white
-        warped = F.grid_sample(known.float() - background, grid, align_corners=False) * opacity + background
+        warped, moved = (
+            F.grid_sample(known.float() - background, places, align_corners=False) * alpha + background
+            for places, alpha in ((grid, opacity), (whole_grid.unflatten(1, size), whole_opacity[:, :, None, None]))
+        )
         detail = torch.cat([warped, drawn.float(), trust], dim=1).to(found.dtype)
-        return warped, trust + self.pixel_trust(detail).float()
+        trust = trust + self.pixel_trust(detail).float()
+        detail = torch.cat([moved, warped, drawn.float()], dim=1).to(found.dtype)
+        logits = torch.cat([trust, self.moved_trust(detail).float()], dim=1)
+        return torch.stack([warped, moved], dim=1), logits
+
+    def whole_motion(
+        self, places: torch.Tensor, found: torch.Tensor, pixels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `match` returns, and places of pixels (P, 2) -> from where they come (N, P, 2), and opacity (N, 1)."""
+        centres, _ = place_features(*places.shape[2:], places.device)
+        found = found.flatten(2).transpose(1, 2)  # (N, h*w, 2 D)
+        weights = self.cell_weight(found).float().softmax(dim=1)  # (N, h*w, 1)
+        flow = places.float().flatten(2).transpose(1, 2) - centres
+        with torch.autocast(places.device.type, enabled=False):
+            mean_place, mean_flow, change = fit_affine(centres, flow, weights[:, :, 0])
+            grid = pixels + mean_flow + (pixels - mean_place) @ change
+            opacity = (weights * self.moved_opacity(found.to(self.dtype)).float().sigmoid()).sum(dim=1)
+        return grid, opacity
 
     def refine_hidden(
         self,
@@ -199,24 +263,14 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         warped, trust = self.warp(
             pixels[number], source, self.drawn_encoder(pixels)[number], self.known_encoder(source)
         )
-        candidates = torch.stack([warped[: len(clip)], pixels.float(), torch.zeros_like(pixels.float())], dim=1)
-        logits = torch.zeros_like(candidates[:, :, 0])  # (N, 3, H, W): what was drawn has 0
-        logits[:, 0] = trust[: len(clip), 0]
-        logits[:, 2] = -torch.inf
-        candidates[two, 2], logits[two, 2] = warped[len(clip) :], trust[len(clip) :, 0]
-        warped = (logits[:, ::2].softmax(dim=1)[:, :, None] * candidates[:, ::2]).sum(dim=1)
-        share = 1 - logits.softmax(dim=1)[:, 1:2]
-        mixed = share * warped + (1 - share) * pixels.float()
-        length = condition_mask.shape[1]  # around which distances go in a loop; elsewhere they are shorter
-        past, gap = (frame - before) % length, (after - before) % length
-        ends = torch.stack([given[clip, before], given[clip, after]]).float()
+        mixed = mix(pixels.float(), warped, trust, two)
+        past, gap = (x % condition_mask.shape[1] for x in (frame - before, after - before))  # around a loop's end
+        ends = given[clip, before].float(), given[clip, after].float()
         still = torch.lerp(*ends, (past / gap.clamp(min=1))[:, None, None, None])
-        still_share = torch.zeros_like(share)
-        if self.config.still_channels:
-            detail = torch.cat([still, mixed, pixels.float(), ends[0] - ends[1]], dim=1)[two]
-            still_share[two] = self.stillness(detail.detach().to(self.dtype)).float().sigmoid()
-        refined = torch.lerp(mixed, still, still_share)
-        return RefinedFrames(refined, warped, pixels.float(), still, share, still_share)
+        detail = torch.cat([still, mixed.refined, pixels, ends[0] - ends[1]], dim=1)[two].detach()
+        share = torch.zeros_like(mixed.shares[:, :1])
+        share[two] = self.still_trust(detail.to(self.dtype)).float().sigmoid()
+        return mixed._replace(refined=torch.lerp(mixed.refined, still, share), still=still, still_share=share)
 
     def forward(
         self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False
