@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from model_parts import PREDICTION_TYPES
 from step_trainer import StepTrainer, add_run_arguments, positive_int, run_script
 from torch import nn
+from training_arguments import WEIGHTS
 
 from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
@@ -42,6 +43,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--refiner_model_name_or_path", help="A refiner to go on with, such as MODEL/refiner.")
     parser.add_argument("--train_batch_size", type=positive_int, default=8, help="Clips per process.")
     parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
+    parser.add_argument("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions.")
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
     parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of its transformer.")
     parser.add_argument("--min_timestep", type=positive_int, default=400, help="Least noise that is drawn away.")
@@ -156,7 +158,15 @@ class Trainer(StepTrainer):
         config = self.pipeline.unet.config
         frames, channels = config.num_frames, self.pipeline.vae.config.in_channels
         size = config.sample_size * self.pipeline.vae_scale_factor
-        maker = ClipMaker(frames, size, channels, args.procedural_fraction, min_keyframes=frames, max_keyframes=frames)
+        maker = ClipMaker(
+            frames,
+            size,
+            channels,
+            args.procedural_fraction,
+            min_keyframes=frames,
+            max_keyframes=frames,
+            motion_weights=dict(args.motion_weights),
+        )
         self.clips = StickerClips(args.train_data_dir, maker, seed=args.seed)
         self.clips.check()
         if size % CELL:

@@ -126,7 +126,7 @@ def test_cells_match_themselves_if_nothing_speaks_against_it():
     refiner = make_refiner()
     torch.nn.init.zeros_(refiner.to_q.weight)
     torch.nn.init.zeros_(refiner.to_q.bias)
-    refiner.nearness.fill_(1e4)
+    refiner.log_nearness.fill_(9.0)
     features = torch.randn(1, 16, 3, 5)
     places, _ = refiner.match(features, features)
     torch.testing.assert_close(places[0], place_features(3, 5, features.device)[0].T.unflatten(1, (3, 5)))

@@ -159,7 +159,7 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         )
         self.norm = nn.LayerNorm(channels)
         self.to_q, self.to_k = nn.Linear(channels, channels), nn.Linear(channels, channels)
-        self.nearness = nn.Parameter(torch.tensor(20.0))  # how much less a cell matches with each squared unit
+        self.log_nearness = nn.Parameter(torch.tensor(2.0))  # how much less a cell matches with each squared unit
         self.decoder = nn.Sequential(
             nn.Conv2d(2 * channels + 2, channels, 3, padding=1),
             nn.SiLU(),
@@ -193,7 +193,7 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         query, key = self.to_q(tokens), self.to_k(source)
         scores = (query @ key.mT).float() * key.shape[2] ** -0.5
         distance = (centres[:, None] - centres).square().sum(dim=2)  # (h*w, h*w)
-        weights = (scores - self.nearness.abs().float() * distance).softmax(dim=2)
+        weights = (scores - self.log_nearness.float().exp() * distance).softmax(dim=2)
         with torch.autocast(drawn.device.type, enabled=False):  # in bfloat16 places would be a fifth of a pixel off
             places = weights @ centres  # (N, h*w, 2)
         found = torch.cat([tokens, weights.to(source.dtype) @ source], dim=2)
