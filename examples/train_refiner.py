@@ -30,7 +30,6 @@ TASK_WEIGHTS = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "pos
 # how much worse an error looks than in what is moved as a whole
 SMEARED = 1.25  # in drawn pixels
 WARPED = 1.05  # in warped ones, whose outline may be dented
-DOUBLE = 1.1  # in two known frames over each other
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
 # which frames are known, where a task leaves the choice: mostly those that people give
 MASKS = {"first_frame_prob": 0.75, "interpolation_ends_prob": 0.3, "interpolation_gap_prob": 0.3}
@@ -125,7 +124,7 @@ def still_error(hidden: RefinedFrames, truth: torch.Tensor) -> torch.Tensor:
         F.avg_pool2d((with_gradients(x) - with_gradients(truth)).abs().sum(dim=1, keepdim=True), 5, 1, 2)
         for x in (hidden.still, hidden.mixed.detach())
     )
-    return torch.lerp(mixed, DOUBLE * still, hidden.still_share).mean() / truth.shape[1]
+    return torch.lerp(mixed, still, hidden.still_share).mean() / truth.shape[1]
 
 
 def with_gradients(frames: torch.Tensor) -> torch.Tensor:
