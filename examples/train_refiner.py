@@ -27,9 +27,7 @@ from rdtf_diffusers.training import DualMaskCollator, mask_condition_latents
 
 
 TASK_WEIGHTS = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "post_prediction": 0.1}
-# how much worse an error looks than in what is moved as a whole
-SMEARED = 1.25  # in drawn pixels
-WARPED = 1.05  # in warped ones, whose outline may be dented
+SMEARED = 1.25  # how much worse an error looks in drawn pixels than in those of known frames, which are crisp
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
 # which frames are known, where a task leaves the choice: mostly those that people give
 MASKS = {"first_frame_prob": 0.75, "interpolation_ends_prob": 0.3, "interpolation_gap_prob": 0.3}
@@ -253,7 +251,7 @@ class Trainer(StepTrainer):
         warping, moving = (reconstruction_loss(x, truth) for x in (hidden.warped, hidden.moved))
         with torch.no_grad():
             errors = torch.cat([tolerant_error(x, truth) for x in (hidden.warped, hidden.moved, hidden.drawn)], dim=1)
-        factors = torch.tensor([WARPED, 1.0, SMEARED], device=truth.device)[:, None, None]
+        factors = torch.tensor([1.0, 1.0, SMEARED], device=truth.device)[:, None, None]
         shares = F.avg_pool2d(hidden.shares, 2)
         choice, stillness = (shares * factors * errors).sum(dim=1).mean(), still_error(hidden, truth)
         self.optimise(warping + moving + 2 * (choice + stillness))
