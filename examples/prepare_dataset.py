@@ -26,7 +26,7 @@ from diffusers.utils import logging as diffusers_logging
 from model_parts import load_frozen_parts
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm.auto import tqdm
-from training_arguments import WEIGHTS
+from training_arguments import WEIGHTS, named_weights
 from transformers.utils import logging as transformers_logging
 
 from rdtf_diffusers.data.animation import INTERPOLATION_MODES, AnimationError
@@ -112,7 +112,9 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
             parser.error(f"--{name} must not be negative, got {getattr(args, name)}")
     if not 0.0 <= args.text_word_drop_prob <= 1.0:
         parser.error(f"--text_word_drop_prob must be between 0 and 1, got {args.text_word_drop_prob}")
-    args.motion_weights = dict(args.motion_weights)
+    args.motion_weights = named_weights(parser, "motion_weights", args.motion_weights)
+    if args.motion_weights and not args.motions_per_picture:
+        parser.error("--motion_weights: with --motions_per_picture 0 no picture is set in motion")
     args.max_keyframes = args.num_frames if args.max_keyframes is None else args.max_keyframes
 
 

@@ -692,6 +692,7 @@ class Trainer:
             "frames": args.num_frames,
             "keyframes": f"{args.min_keyframes} to {args.max_keyframes}, {args.keyframes}",
             "pictures set in motion": args.procedural_fraction,
+            "motion weights": args.motion_weights,
             "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler}, warm-up {args.lr_warmup_steps}",
             "noise levels": self.noise_levels(),
             "curriculum": args.curriculum,

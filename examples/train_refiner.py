@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from model_parts import PREDICTION_TYPES
 from step_trainer import StepTrainer, add_run_arguments, positive_int, run_script
 from torch import nn
-from training_arguments import WEIGHTS
+from training_arguments import WEIGHTS, named_weights
 
 from rdtf_diffusers import StickerGenerationPipeline
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
@@ -42,7 +42,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
     parser.add_argument("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions.")
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
-    parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of its transformer.")
+    parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of a new one's transformer.")
     parser.add_argument("--min_timestep", type=positive_int, default=400, help="Least noise that is drawn away.")
     parser.add_argument("--max_timestep", type=positive_int, default=950, help="Most noise that is drawn away.")
     parser.add_argument("--drawing_steps", type=positive_int, default=3, help="Passes of the UNet that do it.")
@@ -50,6 +50,12 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if not 0 <= parsed.procedural_fraction <= 1:
         parser.error(f"--procedural_fraction must be between 0 and 1, got {parsed.procedural_fraction}")
+    for name in ("channels", "num_layers") if parsed.refiner_model_name_or_path else ():
+        if getattr(parsed, name) != parser.get_default(name):
+            parser.error(f"--{name}: a given refiner has its own")
+    parsed.motion_weights = named_weights(parser, "motion_weights", parsed.motion_weights)
+    if parsed.motion_weights and not parsed.procedural_fraction:
+        parser.error("--motion_weights: with --procedural_fraction 0 no picture is set in motion")
     if parsed.min_timestep > parsed.max_timestep:
         parser.error(f"--min_timestep {parsed.min_timestep} exceeds --max_timestep {parsed.max_timestep}")
     return parsed
@@ -107,28 +113,32 @@ def tolerant_error(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     reach, best = TOLERANCE // 2, None
     for down in range(-reach, reach + 1):
         for right in range(-reach, reach + 1):
-            error = (ours.roll((down, right), dims=(2, 3)) - theirs).abs().sum(dim=1, keepdim=True) / output.shape[1]
-            error = F.avg_pool2d(error, 5, stride=1, padding=2)
+            error = local_error(ours.roll((down, right), dims=(2, 3)), theirs)
             best = error if best is None else torch.minimum(best, error)
     return best
 
 
 def still_error(hidden: RefinedFrames, truth: torch.Tensor) -> torch.Tensor:
-    """What is lost by the choice of still places, a scalar, by L1 of pixels and of their gradients in 5x5 pixels.
+    """How far the frames are from the truth, a scalar, for the choice between `still` and `mixed`, all that it moves.
 
-    Without a tolerance: by that a frame that stands still would be as good as one that moves a little.
+    L1 of pixels and of their gradients, without a tolerance: by that a frame that stands still would be as good as one
+    that moves a little.
     """
-    still, mixed = (
-        F.avg_pool2d((with_gradients(x) - with_gradients(truth)).abs().sum(dim=1, keepdim=True), 5, 1, 2)
-        for x in (hidden.still, hidden.mixed.detach())
-    )
-    return torch.lerp(mixed, still, hidden.still_share).mean() / truth.shape[1]
+    truth = with_gradients(truth)
+    still, mixed = (local_error(with_gradients(x), truth) for x in (hidden.still, hidden.mixed.detach()))
+    return torch.lerp(mixed, still, hidden.still_share).mean()
 
 
 def with_gradients(frames: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) -> (N, 3 C, H, W): the pixels, and the differences to their neighbours."""
     across = F.pad(frames.diff(dim=3), (0, 1))
     return torch.cat([frames, across, F.pad(frames.diff(dim=2), (0, 0, 0, 1))], dim=1)
+
+
+def local_error(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """L1 of what `with_gradients` returns, (N, 1, H, W), a mean over 5x5 pixels and over the channels of frames."""
+    error = (ours - theirs).abs().sum(dim=1, keepdim=True) / (ours.shape[1] // 3)
+    return F.avg_pool2d(error, 5, stride=1, padding=2)
 
 
 def check_noise_levels(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> None:
@@ -162,7 +172,7 @@ class Trainer(StepTrainer):
             args.procedural_fraction,
             min_keyframes=frames,
             max_keyframes=frames,
-            motion_weights=dict(args.motion_weights),
+            motion_weights=args.motion_weights,
         )
         self.clips = StickerClips(args.train_data_dir, maker, seed=args.seed)
         self.clips.check()

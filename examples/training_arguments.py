@@ -41,6 +41,14 @@ def name_and_weight(entry: str) -> tuple[str, float]:
 WEIGHTS = {"nargs": "+", "default": [], "type": name_and_weight}
 
 
+def named_weights(parser: argparse.ArgumentParser, option: str, entries: list[tuple[str, float]]) -> dict[str, float]:
+    """The entries of a `WEIGHTS` option by name; ends with an error where a name comes twice."""
+    weights = dict(entries)
+    if len(weights) < len(entries):
+        parser.error(f"--{option}: a name comes twice")
+    return weights
+
+
 class Refused(argparse.Action):
     """An argument that other scripts have: ends with the reason why this one has not."""
 
@@ -220,7 +228,10 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         parser.error("--offload_ema: there is no average to offload without --use_ema")
     if args.max_train_steps and args.num_train_epochs:
         parser.error("--max_train_steps and --num_train_epochs: give one of them")
-    args.task_weights, args.motion_weights = dict(args.task_weights), dict(args.motion_weights)
+    for name in ("task_weights", "motion_weights"):
+        setattr(args, name, named_weights(parser, name, getattr(args, name)))
+    if args.motion_weights and not args.procedural_fraction:
+        parser.error("--motion_weights: with --procedural_fraction 0 no picture is set in motion")
     for name in ("block_out_channels", "temporal_layer", "sti_detail") if args.unet_model_name_or_path else ():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name}: a given UNet has its own")

@@ -24,14 +24,14 @@ def arguments(model, stickers, output, steps=4, **options):
         "train_data_dir": stickers,
         "output_dir": output,
         "train_batch_size": 2,
-        "channels": 32,
-        "num_layers": 1,
         "max_train_steps": steps,
         "lr_scheduler": "constant",
         "lr_warmup_steps": 0,
         "checkpointing_steps": 3,
         "updates_per_batch": 2,
     }
+    if "refiner_model_name_or_path" not in options:
+        settings |= {"channels": 32, "num_layers": 1}
     return [str(word) for name, value in (settings | options).items() for word in (f"--{name}", value)]
 
 
@@ -55,7 +55,9 @@ def test_a_given_refiner_goes_on(model, stickers, tmp_path, capsys):
     given = KnownFrameRefiner(channels=16, num_layers=1, attention_head_dim=8)
     given.save_pretrained(tmp_path / "given")
     options = {"refiner_model_name_or_path": tmp_path / "given"}
-    refiner = make_trainer(model, stickers, tmp_path, **options).refiner
+    trainer = make_trainer(model, stickers, tmp_path, motion_weights="spin=2", **options)
+    refiner = trainer.refiner
+    assert trainer.clips.maker.motion_weights == {"spin": 2.0}
     for name, weight in given.state_dict().items():
         torch.testing.assert_close(refiner.state_dict()[name], weight, atol=0, rtol=0)
     KnownFrameRefiner(3, channels=16, num_layers=1, attention_head_dim=8).save_pretrained(tmp_path / "given")
@@ -70,7 +72,8 @@ def test_what_is_lost_by_the_choice_of_still_places():
     far = 1 - truth
 
     def lost(drawn, still, still_share):
-        hidden = script.RefinedFrames(far, far, far, far, still, far, still_share, mixed=drawn)
+        rest = dict.fromkeys(("refined", "warped", "moved", "drawn", "shares"), far)
+        hidden = script.RefinedFrames(**rest, mixed=drawn, still=still, still_share=still_share)
         return script.still_error(hidden, truth)
 
     assert lost(truth, far, zeros) == lost(far, truth, zeros + 1) == 0
@@ -143,6 +146,8 @@ def test_a_picture_a_little_beside_the_truth_is_better_than_a_smear():
     ("options", "message"),
     [
         ({"procedural_fraction": 2}, "--procedural_fraction must be between 0 and 1, got 2.0"),
+        ({"refiner_model_name_or_path": "r", "channels": 32}, "--channels: a given refiner has its own"),
+        ({"motion_weights": "spin=2", "procedural_fraction": 0}, "no picture is set in motion"),
         ({"min_timestep": 500, "max_timestep": 400}, "--min_timestep 500 exceeds --max_timestep 400"),
     ],
 )

@@ -64,6 +64,8 @@ def test_arguments_are_spelled_as_in_diffusers(script):
         ("--latent_cache c --streaming", "leave --streaming out"),
         ("--latent_cache c --random_flip", "encoded already"),
         ("--latent_cache c --motion_weights spin=2", "give them to prepare_dataset.py"),
+        ("--train_data_dir s --motion_weights spin=2 spin=3", "--motion_weights: a name comes twice"),
+        ("--train_data_dir s --motion_weights spin=2 --procedural_fraction 0", "no picture is set in motion"),
         ("--train_data_dir s --motion_weights spin", "argument --motion_weights: 'spin' is not NAME=NUMBER"),
         ("--dataset_name d --streaming --num_train_epochs 2", "give steps, not epochs"),
         ("--train_data_dir s --max_train_steps 2 --num_train_epochs 2", "give one of them"),
@@ -230,6 +232,12 @@ def test_more_layers_for_the_text_of_frames_change_nothing_at_first(script, part
     time, text = torch.randn(2, larger.motion_modules_text.proj_out.out_features), torch.randn(2, 5, 16)
     embeddings = [x.motion_modules_text.eval()(time, text, 8) for x in (unet, larger)]
     torch.testing.assert_close(*embeddings, rtol=0, atol=0)
+
+
+def test_motions_are_weighed_in_the_training_data(script):
+    parsed = script.parse_args(["--train_data_dir", "s", "--motion_weights", "spin=2", "zoom in=0.5"])
+    maker = load_example("training_data.py").make_maker(parsed, channels=4)
+    assert maker.motion_weights == {"spin": 2.0, "zoom in": 0.5}
 
 
 def test_the_scheduler_of_a_run(script, parts, base):

@@ -155,6 +155,7 @@ def _prepared_parts(folder: Path, name: str) -> Parts:
         "latents": f"float16 bytes, {made.latent_shape} for each frame",
         "keyframes": f"{made.min_keyframes} to {made.max_keyframes} of an animation, {made.keyframes}",
         "clips in motion of a still": f"{made.motions_per_picture}, of {made.num_frames} frames",
+        "weights of motions": ", ".join(f"{name} {weight:g}" for name, weight in made.motion_weights.items()),
         "text": made.text_shape and f"float16 bytes, {made.text_shape} for each of {made.text_variants} variants",
         "second text": made.text_2_shape and f"float16 bytes, {made.text_2_shape} likewise",
         "autoencoder": made.vae,

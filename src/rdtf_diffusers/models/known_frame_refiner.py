@@ -6,10 +6,11 @@
 
 Not in the paper. A small UNet puts an outline where it belongs, but smears what is inside it, because a picture that
 moves by a part of a latent is quite another latent. So every drawn frame is matched with the nearest known frames
-before and after it, these are warped to it pixel by pixel, and the network decides at every pixel what to take.
+before and after it, these are warped to it pixel by pixel and moved to it as wholes, and the network decides at every
+pixel what to take.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ from torch import nn
 
 
 CELL = 8  # pixels of a side of a square that is matched as one
-RIDGE = 1e-3  # squared units for which a frame's cells count as spread more than they are, which steadies a fit
+RIDGE = 1e-3  # added to the spread of the cells, so that a fit to few of them is steady
+FADING = 8.0  # what an opacity's logit loses where nothing is shown
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
 
@@ -80,6 +82,17 @@ def fit_affine(places: torch.Tensor, flow: torch.Tensor, weights: torch.Tensor) 
     return mean_place, mean_flow, torch.linalg.solve(spread, (weights * offsets).mT @ (flow - mean_flow))
 
 
+def shown_share(drawn: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """How much of a moved picture a drawn one shows, (N, 1): the factor on it that comes nearest, by alpha alone.
+
+    Both (N, C, H, W), 0 where there is nothing: premultiplied RGBA, or RGB less its background.
+    """
+    if drawn.shape[1] == 4:
+        drawn, moved = drawn[:, 3:], moved[:, 3:]
+    shown, whole = (x.flatten(1).sum(dim=1, keepdim=True) for x in (drawn * moved, moved.square()))
+    return (shown / whole.clamp(min=1e-3)).clamp(0, 1)
+
+
 class RefinedFrames(NamedTuple):
     """N hidden frames.
 
@@ -104,27 +117,26 @@ class RefinedFrames(NamedTuple):
     mixed: torch.Tensor
 
 
-def mix(drawn: torch.Tensor, moved: torch.Tensor, logits: torch.Tensor, two: torch.Tensor) -> RefinedFrames:
-    """N frames without what is `still`.
+def join_ends(candidates: torch.Tensor, logits: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What two known frames offer for N hidden ones, as one.
 
     Args:
-        drawn: (N, C, H, W).
-        moved: of `KnownFrameRefiner.warp`, (N + T, 2, C, H, W): made of the known frame before each of these, then of
-            the one after each of those whose numbers are `two`.
-        logits: likewise, (N + T, 2, H, W); what was drawn has 0.
+        candidates: of `KnownFrameRefiner.warp`, (N + T, 2, C, H, W): made of the known frame before each hidden one,
+            then of the one after each of those whose numbers are `two`, (T,).
+        logits: likewise, (N + T, 2, H, W).
+
+    Returns:
+        (N, 2, C, H, W), either way of moving as the blend of both ends, and its logits (N, 2, H, W).
     """
-    count = len(drawn)
-    candidates = torch.stack([moved[:count], torch.zeros_like(moved[:count])], dim=2)  # (N, 2 ways, 2 ends, C, H, W)
+    count = len(candidates) - len(two)
+    ends = torch.stack([candidates[:count], torch.zeros_like(candidates[:count])], dim=2)  # (N, 2, 2, C, H, W)
     chances = torch.stack([logits[:count], torch.full_like(logits[:count], -torch.inf)], dim=2)  # (N, 2, 2, H, W)
-    candidates[two, :, 1], chances[two, :, 1] = moved[count:], logits[count:]
-    warped, whole = (chances.softmax(dim=2)[:, :, :, None] * candidates).sum(dim=2).unbind(dim=1)
-    shares = torch.cat([chances.logsumexp(dim=2), torch.zeros_like(drawn[:, :1])], dim=1).softmax(dim=1)
-    refined = (shares[:, :, None] * torch.stack([warped, whole, drawn], dim=1)).sum(dim=1)
-    return RefinedFrames(refined, warped, whole, drawn, drawn, shares, torch.zeros_like(shares[:, :1]), refined)
+    ends[two, :, 1], chances[two, :, 1] = candidates[count:], logits[count:]
+    return (chances.softmax(dim=2)[:, :, :, None] * ends).sum(dim=2), chances.logsumexp(dim=2)
 
 
 class KnownFrameRefiner(ModelMixin, ConfigMixin):
-    """Warps known frames to drawn ones and blends them.
+    """Moves known frames to where drawn ones show them, and blends both.
 
     Each drawn frame and a known one are cut into cells of 8x8 pixels. A transformer compares them; the mean place in
     the known frame that a cell matches, and a correction at twice that resolution, say from where every pixel comes,
@@ -159,7 +171,7 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         )
         self.norm = nn.LayerNorm(channels)
         self.to_q, self.to_k = nn.Linear(channels, channels), nn.Linear(channels, channels)
-        self.log_nearness = nn.Parameter(torch.tensor(2.0))  # how much less a cell matches with each squared unit
+        self.log_nearness = nn.Parameter(torch.tensor(2.0))  # log of what a squared unit costs a match
         self.decoder = nn.Sequential(
             nn.Conv2d(2 * channels + 2, channels, 3, padding=1),
             nn.SiLU(),
@@ -179,6 +191,18 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         self.decoder[-1].bias.data[2] = self.moved_opacity.bias.data[0] = 4.0  # opaque
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in diffusers, but weights that lack something are refused: the rest would be random.
+
+        Raises:
+            ValueError: the weights are of another version.
+        """
+        refiner, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if missing := info["missing_keys"]:
+            raise ValueError(f"The refiner of {args[0]} is of another version: it lacks {', '.join(sorted(missing))}.")
+        return (refiner, info) if output_loading_info else refiner
 
     def match(self, drawn: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (N, D, h, w) of both -> from where each cell comes (N, 2, h, w), what was found (N, 2 D, h, w)."""
@@ -202,7 +226,7 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     def warp(
         self, drawn: torch.Tensor, known: torch.Tensor, drawn_cells: torch.Tensor, known_cells: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Warps known frames to drawn ones, both (N, C, H, W) in [0, 1], by their cells' features (N, D, h, w).
+        """Moves known frames to drawn ones, both (N, C, H, W) in [0, 1], by their cells' features (N, D, h, w).
 
         Returns:
             the frames warped pixel by pixel and moved as wholes (N, 2, C, H, W), and the logits (N, 2, H, W) of taking
@@ -218,12 +242,13 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         flow, opacity, trust = (F.interpolate(x, size=size, mode="bilinear") for x in (flow, opacity.sigmoid(), trust))
         pixels, _ = place_features(*size, drawn.device)
         grid = pixels.unflatten(0, size) + flow.permute(0, 2, 3, 1)  # (N, H, W, 2)
-        whole_grid, whole_opacity = self.whole_motion(places, found, pixels)
         background = 0.0 if self.config.in_channels == 4 else 1.0  # premultiplied, or on white
-        warped, moved = (
-            F.grid_sample(known.float() - background, places, align_corners=False) * alpha + background
-            for places, alpha in ((grid, opacity), (whole_grid.unflatten(1, size), whole_opacity[:, :, None, None]))
-        )
+        content = known.float() - background
+        warped = F.grid_sample(content, grid, align_corners=False) * opacity + background
+        whole_grid, opaque = self.whole_motion(places, found, pixels)
+        moved = F.grid_sample(content, whole_grid.unflatten(1, size), align_corners=False)
+        faded = 1 - shown_share(drawn.float() - background, moved).detach()
+        moved = moved * (opaque - FADING * faded).sigmoid()[:, :, None, None] + background
         detail = torch.cat([warped, drawn.float(), trust], dim=1).to(found.dtype)
         trust = trust + self.pixel_trust(detail).float()
         detail = torch.cat([moved, warped, drawn.float()], dim=1).to(found.dtype)
@@ -233,16 +258,24 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     def whole_motion(
         self, places: torch.Tensor, found: torch.Tensor, pixels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `match` returns, and places of pixels (P, 2) -> from where they come (N, P, 2), and opacity (N, 1)."""
+        """The motion of whole frames.
+
+        Args:
+            places, found: as `match` returns them.
+            pixels: their places, (P, 2).
+
+        Returns:
+            from where the pixels come, (N, P, 2), and the logit of the frame's opacity, (N, 1).
+        """
         centres, _ = place_features(*places.shape[2:], places.device)
         found = found.flatten(2).transpose(1, 2)  # (N, h*w, 2 D)
         weights = self.cell_weight(found).float().softmax(dim=1)  # (N, h*w, 1)
+        opaque = (weights * self.moved_opacity(found).float()).sum(dim=1)
         flow = places.float().flatten(2).transpose(1, 2) - centres
         with torch.autocast(places.device.type, enabled=False):
             mean_place, mean_flow, change = fit_affine(centres, flow, weights[:, :, 0])
             grid = pixels + mean_flow + (pixels - mean_place) @ change
-            opacity = (weights * self.moved_opacity(found.to(self.dtype)).float().sigmoid()).sum(dim=1)
-        return grid, opacity
+        return grid, opaque
 
     def refine_hidden(
         self,
@@ -260,17 +293,29 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         two = (before != after).nonzero()[:, 0]  # which lie between two known frames
         number = torch.cat([torch.arange(len(clip), device=clip.device), two])
         source = given[clip[number], torch.cat([before, after[two]])]
-        warped, trust = self.warp(
+        candidates, logits = self.warp(
             pixels[number], source, self.drawn_encoder(pixels)[number], self.known_encoder(source)
         )
-        mixed = mix(pixels.float(), warped, trust, two)
+        candidates, logits = join_ends(candidates, logits, two)
+        pixels = pixels.float()
+        shares = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1).softmax(dim=1)  # what was drawn has 0
+        mixed = (shares[:, :, None] * torch.cat([candidates, pixels[:, None]], dim=1)).sum(dim=1)
         past, gap = (x % condition_mask.shape[1] for x in (frame - before, after - before))  # around a loop's end
         ends = given[clip, before].float(), given[clip, after].float()
         still = torch.lerp(*ends, (past / gap.clamp(min=1))[:, None, None, None])
-        detail = torch.cat([still, mixed.refined, pixels, ends[0] - ends[1]], dim=1)[two].detach()
-        share = torch.zeros_like(mixed.shares[:, :1])
-        share[two] = self.still_trust(detail.to(self.dtype)).float().sigmoid()
-        return mixed._replace(refined=torch.lerp(mixed.refined, still, share), still=still, still_share=share)
+        detail = torch.cat([still, mixed, pixels, ends[0] - ends[1]], dim=1)[two].detach()
+        still_share = torch.zeros_like(shares[:, :1])
+        still_share[two] = self.still_trust(detail.to(self.dtype)).float().sigmoid()
+        return RefinedFrames(
+            refined=torch.lerp(mixed, still, still_share),
+            mixed=mixed,
+            warped=candidates[:, 0],
+            moved=candidates[:, 1],
+            drawn=pixels,
+            still=still,
+            shares=shares,
+            still_share=still_share,
+        )
 
     def forward(
         self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False
