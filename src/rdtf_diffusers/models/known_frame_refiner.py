@@ -22,7 +22,6 @@ from torch import nn
 
 CELL = 8  # pixels of a side of a square that is matched as one
 RIDGE = 1e-3  # added to the spread of the cells, so that a fit to few of them is steady
-FADING = 8.0  # what an opacity's logit loses where nothing is shown
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
 
@@ -80,17 +79,6 @@ def fit_affine(places: torch.Tensor, flow: torch.Tensor, weights: torch.Tensor) 
     offsets = places - mean_place  # (N, M, 2)
     spread = (weights * offsets).mT @ offsets + RIDGE * torch.eye(2, device=places.device)
     return mean_place, mean_flow, torch.linalg.solve(spread, (weights * offsets).mT @ (flow - mean_flow))
-
-
-def shown_share(drawn: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """How much of a moved picture a drawn one shows, (N, 1): the factor on it that comes nearest, by alpha alone.
-
-    Both (N, C, H, W), 0 where there is nothing: premultiplied RGBA, or RGB less its background.
-    """
-    if drawn.shape[1] == 4:
-        drawn, moved = drawn[:, 3:], moved[:, 3:]
-    shown, whole = (x.flatten(1).sum(dim=1, keepdim=True) for x in (drawn * moved, moved.square()))
-    return (shown / whole.clamp(min=1e-3)).clamp(0, 1)
 
 
 class RefinedFrames(NamedTuple):
@@ -245,10 +233,9 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         background = 0.0 if self.config.in_channels == 4 else 1.0  # premultiplied, or on white
         content = known.float() - background
         warped = F.grid_sample(content, grid, align_corners=False) * opacity + background
-        whole_grid, opaque = self.whole_motion(places, found, pixels)
-        moved = F.grid_sample(content, whole_grid.unflatten(1, size), align_corners=False)
-        faded = 1 - shown_share(drawn.float() - background, moved).detach()
-        moved = moved * (opaque - FADING * faded).sigmoid()[:, :, None, None] + background
+        grid, opacity = self.whole_motion(places, found, pixels)
+        moved = F.grid_sample(content, grid.unflatten(1, size), align_corners=False)
+        moved = moved * opacity[:, :, None, None] + background
         detail = torch.cat([warped, drawn.float(), trust], dim=1).to(found.dtype)
         trust = trust + self.pixel_trust(detail).float()
         detail = torch.cat([moved, warped, drawn.float()], dim=1).to(found.dtype)
@@ -265,17 +252,17 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             pixels: their places, (P, 2).
 
         Returns:
-            from where the pixels come, (N, P, 2), and the logit of the frame's opacity, (N, 1).
+            from where the pixels come, (N, P, 2), and the opacity of the frame, (N, 1).
         """
         centres, _ = place_features(*places.shape[2:], places.device)
         found = found.flatten(2).transpose(1, 2)  # (N, h*w, 2 D)
         weights = self.cell_weight(found).float().softmax(dim=1)  # (N, h*w, 1)
-        opaque = (weights * self.moved_opacity(found).float()).sum(dim=1)
+        opacity = (weights * self.moved_opacity(found).float().sigmoid()).sum(dim=1)
         flow = places.float().flatten(2).transpose(1, 2) - centres
         with torch.autocast(places.device.type, enabled=False):
             mean_place, mean_flow, change = fit_affine(centres, flow, weights[:, :, 0])
             grid = pixels + mean_flow + (pixels - mean_place) @ change
-        return grid, opaque
+        return grid, opacity
 
     def refine_hidden(
         self,
