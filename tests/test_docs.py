@@ -127,6 +127,8 @@ def run_small(command: str) -> None:
         load_example(name).parse_args(arguments[place + 1 :])
         return
     small = SMALL[name].split()
+    if "--refiner_model_name_or_path" in arguments:  # which is small already
+        small = [word for word in small if word not in ("--channels", "32")]
     if name == "train_rdtf.py":
         small.append("2" if "--resume_from_checkpoint" in arguments else "1")
     assert not load_example(name).main([*arguments[place + 1 :], *small]), command
