@@ -3,32 +3,55 @@
     accelerate launch examples/train_refiner.py --pretrained_model_name_or_path my-model --mixed_precision bf16 \
         --train_data_dir stickers/static/train stickers/animated/train --output_dir refiner
 
-Clips are those that the UNet learns from. Of each, some frames are known; the others are drawn by the UNet in a few
-steps from their noisy latents, which smears them as sampling does, and decoded. The refiner learns to undo that. Every
-batch that is drawn serves `--updates_per_batch` steps, because drawing takes most of the time.
+Clips are those that the UNet learns from. Of each, some frames are known; the others are drawn as the pipeline
+samples, with the settings that it comes with, and decoded. The refiner learns to undo what that smears. One known
+frame leaves open how a clip goes on, so that there sampling begins with noisy latents of the truth
+(`--min_strength`); between several known frames it begins with nothing but noise. Drawing takes most of the time, so
+that for every batch that is drawn there are `--updates_per_batch` steps, the others on earlier batches, which lie in
+the output folder.
 """
 
 import argparse
 import copy
+import hashlib
+import inspect
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from model_parts import PREDICTION_TYPES
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from step_trainer import StepTrainer, add_run_arguments, positive_int, run_script
 from torch import nn
+from torchmetrics.functional.image import structural_similarity_index_measure
 from training_arguments import WEIGHTS, named_weights
 
 from rdtf_diffusers import StickerGenerationPipeline
+from rdtf_diffusers.checkpoints import ALL_SETTINGS, generation_settings, override_settings
 from rdtf_diffusers.data.dataset import ClipMaker, StickerClips
+from rdtf_diffusers.data.latents import fingerprint
+from rdtf_diffusers.data.rows import fingerprint_rows
 from rdtf_diffusers.models.known_frame_refiner import CELL, KnownFrameRefiner, RefinedFrames, hidden_frames
+from rdtf_diffusers.pipelines.pipeline_inputs import text_gate
 from rdtf_diffusers.training import DualMaskCollator, mask_condition_latents
+from rdtf_diffusers.utils.files import write_whole
 
 
 TASK_WEIGHTS = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "post_prediction": 0.1}
 SMEARED = 1.25  # how much worse an error looks in drawn pixels than in those of known frames, which are crisp
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
+KEPT = 64  # batches that are kept
+DRAWING_ARGUMENTS = (
+    "seed",
+    "train_batch_size",
+    "procedural_fraction",
+    "motion_weights",
+    "min_strength",
+    "max_strength",
+)  # which decide what is drawn, beside the pipeline and the data
 # which frames are known, where a task leaves the choice: mostly those that people give
 MASKS = {"first_frame_prob": 0.75, "interpolation_ends_prob": 0.3, "interpolation_gap_prob": 0.3}
 
@@ -43,10 +66,12 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions.")
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
     parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of a new one's transformer.")
-    parser.add_argument("--min_timestep", type=positive_int, default=400, help="Least noise that is drawn away.")
-    parser.add_argument("--max_timestep", type=positive_int, default=950, help="Most noise that is drawn away.")
-    parser.add_argument("--drawing_steps", type=positive_int, default=3, help="Passes of the UNet that do it.")
-    parser.add_argument("--updates_per_batch", type=positive_int, default=2)
+    parser.add_argument("--num_inference_steps", type=positive_int, help="Default: what the pipeline comes with.")
+    parser.add_argument(
+        "--min_strength", type=float, default=0.6, help="Least share of the steps with one known frame."
+    )
+    parser.add_argument("--max_strength", type=float, default=0.9, help="Largest share of them.")
+    parser.add_argument("--updates_per_batch", type=positive_int, default=8, help="Steps for each that is drawn.")
     parsed = parser.parse_args(args)
     if not 0 <= parsed.procedural_fraction <= 1:
         parser.error(f"--procedural_fraction must be between 0 and 1, got {parsed.procedural_fraction}")
@@ -56,8 +81,9 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parsed.motion_weights = named_weights(parser, "motion_weights", parsed.motion_weights)
     if parsed.motion_weights and not parsed.procedural_fraction:
         parser.error("--motion_weights: with --procedural_fraction 0 no picture is set in motion")
-    if parsed.min_timestep > parsed.max_timestep:
-        parser.error(f"--min_timestep {parsed.min_timestep} exceeds --max_timestep {parsed.max_timestep}")
+    if not 0 < parsed.min_strength <= parsed.max_strength <= 1:
+        bounds = f"{parsed.min_strength} and {parsed.max_strength}"
+        parser.error(f"--min_strength and --max_strength must be above 0, at most 1, and in this order, got {bounds}")
     return parsed
 
 
@@ -76,13 +102,13 @@ def make_refiner(args: argparse.Namespace, in_channels: int) -> KnownFrameRefine
     return refiner
 
 
-def draw_mask(collator: DualMaskCollator, generator: torch.Generator) -> torch.Tensor:
-    """(F,) bool, the known frames of a clip."""
+def draw_masks(collator: DualMaskCollator, count: int, generator: torch.Generator) -> torch.Tensor:
+    """(count, F) bool, the known frames of clips of one task."""
     weights = torch.tensor(list(TASK_WEIGHTS.values()))
     task = list(TASK_WEIGHTS)[torch.multinomial(weights, 1, generator=generator).item()]
-    row = {"seed": int(torch.randint(2**62, (), generator=generator)), "caption": ""}
-    _, mask, _ = collator.draw_condition(row, task, torch.ones(collator.num_frames, dtype=torch.bool))
-    return mask
+    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+    frames = torch.ones(collator.num_frames, dtype=torch.bool)
+    return torch.stack([collator.draw_condition({"seed": seed, "caption": ""}, task, frames)[1] for seed in seeds])
 
 
 class Refinement(nn.Module):
@@ -121,12 +147,15 @@ def tolerant_error(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def still_error(hidden: RefinedFrames, truth: torch.Tensor) -> torch.Tensor:
     """How far the frames are from the truth, a scalar, for the choice between `still` and `mixed`, all that it moves.
 
-    L1 of pixels and of their gradients, without a tolerance: by that a frame that stands still would be as good as one
+    One minus the structural similarity, without a tolerance: by that a frame that stands still would be as good as one
     that moves a little.
     """
-    truth = with_gradients(truth)
-    still, mixed = (local_error(with_gradients(x), truth) for x in (hidden.still, hidden.mixed.detach()))
-    return torch.lerp(mixed, still, hidden.still_share).mean()
+    with torch.no_grad():
+        still, mixed = (
+            structural_similarity_index_measure(frames.float(), truth, data_range=1.0, return_full_image=True)[1]
+            for frames in (hidden.still, hidden.mixed)
+        )
+    return (1 - torch.lerp(mixed, still, hidden.still_share)).mean()
 
 
 def with_gradients(frames: torch.Tensor) -> torch.Tensor:
@@ -141,14 +170,25 @@ def local_error(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(error, 5, stride=1, padding=2)
 
 
-def check_noise_levels(args: argparse.Namespace, pipeline: StickerGenerationPipeline) -> None:
-    """Refuses a pipeline that does not know the noise levels, or predicts something else than noise or velocity."""
-    schedule = pipeline.scheduler.config
-    if args.max_timestep >= schedule.num_train_timesteps:
-        last = schedule.num_train_timesteps - 1
-        raise ValueError(f"`max_timestep` {args.max_timestep}: the last noise level of the pipeline is {last}.")
-    if schedule.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"The pipeline must predict one of {PREDICTION_TYPES}, got {schedule.prediction_type!r}.")
+def to_bytes(clips: torch.Tensor) -> torch.Tensor:
+    """Clips in [-1, 1] as uint8."""
+    return clips.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu().contiguous()
+
+
+def drawn_like_this(file: Path, drawn_by: str) -> bool:
+    """Whether a batch is there, and was drawn by what `drawn_by` stands for."""
+    if not file.exists():
+        return False
+    with safe_open(file, "pt") as opened:
+        return opened.metadata().get("drawn_by") == drawn_by
+
+
+def call_settings(args: argparse.Namespace) -> dict[str, float | None]:
+    """Steps, scales and eta of the pipeline's calls."""
+    parameters = inspect.signature(StickerGenerationPipeline.__call__).parameters
+    given = {} if args.num_inference_steps is None else {"num_inference_steps": args.num_inference_steps}
+    own = override_settings(generation_settings(args.pretrained_model_name_or_path), given)
+    return {name: own.get(name, parameters[name].default) for name in ALL_SETTINGS}
 
 
 class Trainer(StepTrainer):
@@ -161,7 +201,8 @@ class Trainer(StepTrainer):
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
         self.pipeline = StickerGenerationPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=dtype)
         self.pipeline.to(self.accelerator.device)
-        check_noise_levels(args, self.pipeline)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.settings = call_settings(args)
         config = self.pipeline.unet.config
         frames, channels = config.num_frames, self.pipeline.vae.config.in_channels
         size = config.sample_size * self.pipeline.vae_scale_factor
@@ -180,7 +221,7 @@ class Trainer(StepTrainer):
             raise ValueError(f"Pictures of {size} pixels: the size must be a multiple of {CELL} for a refiner.")
         self.refiner = make_refiner(args, channels)
         self.collator = DualMaskCollator(frames, joint_drop_prob=0.0, **MASKS)
-        self.drawn_batch, self.drawn = -1, None
+        self.drawn_by = self.drawing_facts()
         self.prepare(Refinement(self.refiner))
 
     def save_model(self) -> dict[str, float]:
@@ -189,6 +230,15 @@ class Trainer(StepTrainer):
         self.ema.copy_to(model.parameters())
         model.save_pretrained(self.output_dir)
         return {}
+
+    def drawing_facts(self) -> str:
+        """Stands for all that decides what is drawn."""
+        pipe = self.pipeline
+        facts = [getattr(self.args, name) for name in DRAWING_ARGUMENTS], self.settings, MASKS, TASK_WEIGHTS
+        parts = [fingerprint(part) for part in (pipe.unet, pipe.vae, pipe.text_encoder)]
+        rows = [fingerprint_rows(rows) for rows in self.clips.sources]
+        text = json.dumps([facts, parts, rows, str(pipe.dtype), self.accelerator.num_processes])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def batch(self, number: int) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Generator]:
         """This process's share of a batch: clips (B, C, F, H, W), captions, known frames (B, F), randomness.
@@ -201,59 +251,71 @@ class Trainer(StepTrainer):
         clips = torch.stack([sample["clip"].expand(frames, -1, -1, -1) for sample in samples]).transpose(1, 2)
         seed = np.random.SeedSequence([self.args.seed, first]).generate_state(1).item()
         generator = torch.Generator().manual_seed(seed)
-        masks = torch.stack([draw_mask(self.collator, generator) for _ in samples])
+        masks = draw_masks(self.collator, size, generator)
         return clips, [sample["caption"] for sample in samples], masks, generator
-
-    def predict_clean(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The UNet's idea of the clean latents behind noisy ones (B, C, F, h, w), noise levels (B,)."""
-        scheduler, unet = self.pipeline.scheduler, self.pipeline.unet
-        output = unet(noisy.to(unet.dtype), timesteps, **conditions).sample.float()
-        signal, noise = self.levels(timesteps)
-        if scheduler.config.prediction_type == "v_prediction":
-            return signal * noisy - noise * output
-        return (noisy - noise * output) / signal
-
-    def levels(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shares of signal and noise, (B, 1, 1, 1, 1)."""
-        signal = self.pipeline.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1, 1)
-        return signal.sqrt(), (1 - signal).sqrt()
 
     @torch.no_grad()
     def draw(
         self, clips: torch.Tensor, captions: list[str], masks: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """What the UNet makes of the hidden frames from their noisy latents (DDIM), decoded (B, C, F, H, W)."""
-        pipe, args = self.pipeline, self.args
-        latents = pipe.encode_known_frames(clips, torch.ones_like(masks))
-        text, _, text_2, _ = pipe.encode_prompt(captions)
-        conditions = {
-            "encoder_hidden_states": text,
-            "encoder_hidden_states_2": text_2,
-            "text_mask": torch.tensor([float(bool(caption.strip())) for caption in captions], device=clips.device),
-            "condition_latents": mask_condition_latents(latents, masks, torch.ones_like(masks)),
-        }
-        clean = latents.float()
-        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-        first = torch.randint(args.min_timestep, args.max_timestep + 1, (len(clips),), generator=generator)
-        for step in range(args.drawing_steps):
-            timesteps = (first * (args.drawing_steps - step) // args.drawing_steps).to(clean.device)
-            signal_level, noise_level = self.levels(timesteps)
-            noisy = signal_level * clean + noise_level * noise
-            clean = self.predict_clean(noisy, timesteps, **conditions)
-            noise = (noisy - signal_level * clean) / noise_level
-        return pipe.decode_latents(clean.to(pipe.unet.dtype))
+        """What the pipeline makes of the hidden frames, decoded (B, C, F, H, W), before a refiner."""
+        pipe, settings, device = self.pipeline, self.settings, clips.device
+        continues, steps = masks.sum(dim=1) > 1, settings["num_inference_steps"]
+        strength = torch.empty(()).uniform_(self.args.min_strength, self.args.max_strength, generator=generator)
+        first = 0 if continues.any() else steps - max(1, round(steps * strength.item()))
+        latents = pipe.encode_known_frames(clips, torch.ones_like(masks) if first else masks)
+        noisy = torch.randn(latents.shape, generator=generator).to(latents)
+        if first:
+            pipe.scheduler.set_timesteps(steps, device=device)
+            noisy = pipe.scheduler.add_noise(latents, noisy, pipe.scheduler.timesteps[first, None])
+        drawn = pipe.denoise(
+            noisy,
+            mask_condition_latents(latents, masks, torch.ones_like(masks)),
+            continues,
+            embeds=pipe.prepare_embeds(len(clips), *pipe.encode_prompt(captions)),
+            text_gates=(torch.zeros(len(clips), device=device), text_gate(captions, None).to(device)),
+            image_embeds=[],
+            scales=(
+                settings["guidance_scale"],
+                settings["image_guidance_scale"],
+                (settings["continuation_guidance_scale"], settings["continuation_image_guidance_scale"]),
+            ),
+            num_inference_steps=steps,
+            eta=settings["eta"],
+            generator=generator,
+            first_step=first,
+        )
+        return pipe.decode_latents(drawn)
+
+    def drawing_of_step(self, step: int) -> int:
+        """The number of a step's batch: a new one in turn, or one of the latest `KEPT`."""
+        latest, repeated = divmod(step - 1, self.args.updates_per_batch)
+        if not repeated:
+            return latest
+        generator = np.random.default_rng([self.args.seed, step])
+        return int(generator.integers(max(0, latest + 1 - KEPT), latest + 1))
+
+    def drawings(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A batch as it was drawn, and its clips, both (B, C, F, H, W) in [-1, 1], and which frames are known (B, F).
+
+        It is read from its file; one that is not there yet, or was drawn otherwise, is drawn first.
+        """
+        folder, process = self.output_dir / "drawings", self.accelerator.process_index
+        file = folder / f"{number}-{process}.safetensors"
+        if not drawn_like_this(file, self.drawn_by):
+            clips, captions, masks, generator = self.batch(number)
+            clips, masks = clips.to(self.accelerator.device), masks.to(self.accelerator.device)
+            drawn = self.draw(clips, captions, masks, generator)
+            tensors = {"drawn": to_bytes(drawn), "clips": to_bytes(clips), "masks": masks.cpu()}
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(file, save(tensors, {"drawn_by": self.drawn_by}))
+            (folder / f"{number - KEPT}-{process}.safetensors").unlink(missing_ok=True)
+        tensors = {name: tensor.to(self.accelerator.device) for name, tensor in load_file(file).items()}
+        return *(tensors[name].float() / 127.5 - 1 for name in ("drawn", "clips")), tensors["masks"]
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """One optimiser step; returns its losses."""
-        number = (step - 1) // self.args.updates_per_batch
-        if number != self.drawn_batch:
-            clips, captions, masks, generator = self.batch(number)
-            clips, masks = clips.to(self.accelerator.device), masks.to(self.accelerator.device)
-            self.drawn = self.draw(clips, captions, masks, generator), clips, masks
-            self.drawn_batch = number
-        drawn, clips, masks = self.drawn
+        drawn, clips, masks = self.drawings(self.drawing_of_step(step))
         with self.accelerator.autocast():
             hidden = self.model(drawn, clips, masks)
         clip, frame = hidden_frames(masks)

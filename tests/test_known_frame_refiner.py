@@ -11,6 +11,7 @@ from rdtf_diffusers.models.known_frame_refiner import (
     hidden_frames,
     nearest_known,
     place_features,
+    shown_share,
 )
 
 
@@ -166,9 +167,9 @@ def test_a_picture_is_moved_as_a_whole():
     centres, _ = place_features(8, 8, turn.device)
     found = torch.randn(1, 32, 8, 8)
     pixels, _ = place_features(64, 64, turn.device)
-    grid, opacity = refiner.whole_motion((centres @ turn).T.view(1, 2, 8, 8), found, pixels)
+    grid, opaque = refiner.whole_motion((centres @ turn).T.view(1, 2, 8, 8), found, pixels)
     torch.testing.assert_close(grid[0], pixels @ turn, atol=0.02, rtol=0)
-    assert opacity.shape == (1, 1) and 0.9 < opacity.item() < 1
+    assert opaque.shape == (1, 1) and 0.9 < opaque.sigmoid().item() < 1
     known, mask = make_clips(1, 2, 64, 64), make_mask("10")
     places = refiner.match
     refiner.match = lambda drawn, known: [x + 0.25 if x.shape[1] == 2 else x for x in places(drawn, known)]
@@ -181,6 +182,15 @@ def test_a_picture_is_moved_as_a_whole():
     expected = (known[0, :, 0, 8:, 8:] + 1) / 2
     torch.testing.assert_close(moved[:, :56, :56], expected * moved[0, 0, 0] / expected[0, 0, 0], atol=0.05, rtol=0)
     assert moved[0, 0, 0] / expected[0, 0, 0] > 0.95
+
+
+def test_how_much_of_a_moved_picture_is_shown():
+    moved = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = torch.stack([moved[0] * 0.3, torch.zeros(4, 8, 8)])
+    drawn[0, :3] = 1.0  # wrong colours do not matter
+    torch.testing.assert_close(shown_share(drawn, moved), torch.tensor([[0.3], [0.0]]))
+    assert shown_share(moved * 2, moved).eq(1).all() and not shown_share(moved, moved * 0).any()
+    torch.testing.assert_close(shown_share(-moved[:, :3] * 0.3, -moved[:, :3]), torch.full((2, 1), 0.3))
 
 
 def test_weights_of_another_version_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from example_scripts import load_example
 from tiny_models import make_pipeline
 
@@ -29,6 +30,7 @@ def arguments(model, stickers, output, steps=4, **options):
         "lr_warmup_steps": 0,
         "checkpointing_steps": 3,
         "updates_per_batch": 2,
+        "num_inference_steps": 2,
     }
     if "refiner_model_name_or_path" not in options:
         settings |= {"channels": 32, "num_layers": 1}
@@ -92,36 +94,81 @@ def test_batches_follow_from_seed_and_number(model, stickers, tmp_path):
     frames = trainer.pipeline.unet.config.num_frames
     assert clips.shape[:3] == (2, 4, frames) and masks.shape == (2, frames) and masks.any(dim=1).all()
     assert not torch.equal(trainer.batch(2)[0], clips)
+    assert len({mask.sum().item() == 1 for mask in masks}) == 1  # one task
     drawn = trainer.draw(clips, captions, masks, generator)
     assert drawn.shape == clips.shape and torch.equal(again.draw(*same), drawn)
 
 
-@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
-@pytest.mark.parametrize("steps", [1, 3])
+def test_a_step_has_a_new_batch_in_turn_or_one_of_the_latest(model, stickers, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "KEPT", 3)
+    trainer = make_trainer(model, stickers, tmp_path, updates_per_batch=4)
+    numbers = [trainer.drawing_of_step(step) for step in range(1, 401)]
+    assert numbers[::4] == list(range(100))
+    for place, number in enumerate(numbers):
+        assert max(0, place // 4 - 2) <= number <= place // 4
+    assert {place // 4 - number for place, number in enumerate(numbers)} == {0, 1, 2}
+    assert numbers == [trainer.drawing_of_step(step) for step in range(1, 401)]
+
+
+def test_drawings_are_kept_in_files(model, stickers, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "KEPT", 2)
+    drawn_numbers = []
+
+    def make(**options):
+        trainer = make_trainer(model, stickers, tmp_path, **options)
+        draw, batch = trainer.draw, trainer.batch
+        monkeypatch.setattr(trainer, "batch", lambda number: drawn_numbers.append(number) or batch(number))
+        return trainer, draw, batch
+
+    trainer, draw, batch = make()
+    drawn, clips, masks = trainer.drawings(1)
+    expected = batch(1)
+    torch.testing.assert_close(clips, expected[0], atol=1 / 255, rtol=0)
+    torch.testing.assert_close(drawn, draw(*expected).clamp(-1, 1), atol=1 / 255 + 1e-5, rtol=0)
+    assert torch.equal(masks, expected[2])
+    again = make()[0].drawings(1)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, (drawn, clips, masks)))
+    assert drawn_numbers == [1]
+    make(num_inference_steps=3)[0].drawings(1)
+    assert drawn_numbers == [1, 1]  # not as it is to be drawn now
+    trainer.drawings(3)
+    assert [file.name for file in (tmp_path / "drawings").iterdir()] == ["3-0.safetensors"]
+
+
+@pytest.mark.parametrize("several", [False, True])
 @torch.no_grad()
-def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monkeypatch, kind, steps):
-    trainer = make_trainer(model, stickers, tmp_path, drawing_steps=steps)
-    trainer.pipeline.scheduler.register_to_config(prediction_type=kind)
+def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monkeypatch, several):
+    """It is asked as the pipeline asks: from noise between several known frames, else from a noisy truth."""
+    trainer = make_trainer(model, stickers, tmp_path, num_inference_steps=10, min_strength=0.5, max_strength=0.5)
+    pipe, seen = trainer.pipeline, []
     clips, captions, masks, generator = trainer.batch(0)
-    latents = trainer.pipeline.encode_known_frames(clips, torch.ones_like(masks))
+    masks = torch.zeros_like(masks)
+    masks[:, [0, -1] if several else [0]] = True
+    latents = pipe.encode_known_frames(clips, torch.ones_like(masks))
 
-    def forward(noisy, timesteps, condition_latents, **conditions):
-        signal, level = trainer.levels(timesteps)
-        noise = (noisy - signal * latents) / level
-        known = masks[:, None, :, None, None]
-        torch.testing.assert_close(condition_latents, torch.where(known, latents, 0.0))
-        sample = signal * noise - level * latents if kind == "v_prediction" else noise
-        return type("Output", (), {"sample": sample})
+    def forward(noisy, timestep, condition_latents, **conditions):
+        passes = len(noisy) // len(clips)
+        clean = torch.cat([latents] * passes)
+        signal = pipe.scheduler.alphas_cumprod[timestep]
+        seen.append((noisy - signal.sqrt() * clean) / (1 - signal).sqrt())
+        known = torch.cat([masks] * passes)[:, None, :, None, None]
+        last = condition_latents[-len(clips) :]  # the pass with frames and text
+        torch.testing.assert_close(last, torch.where(known, clean, 0.0)[-len(clips) :])
+        return (seen[-1],)
 
-    monkeypatch.setattr(trainer.pipeline.unet, "forward", forward)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
+    monkeypatch.setattr(pipe.unet, "forward", forward)
     drawn = trainer.draw(clips, captions, masks, generator)
-    torch.testing.assert_close(drawn, trainer.pipeline.decode_latents(latents), atol=1e-3, rtol=0)
+    torch.testing.assert_close(drawn, pipe.decode_latents(latents), atol=1e-3, rtol=0)
+    assert len(seen) == (10 if several else 5)
+    if not several:
+        assert 0.8 < seen[0].std() < 1.2  # what was added is standard noise
 
 
 def test_known_frames_that_are_drawn():
     generator = torch.Generator().manual_seed(0)
     collator = DualMaskCollator(joint_drop_prob=0.0, **script.MASKS)
-    masks = torch.stack([script.draw_mask(collator, generator) for _ in range(2000)])
+    masks = torch.cat([script.draw_masks(collator, 2, generator) for _ in range(2000)])
     assert masks.any(dim=1).all() and not masks.all(dim=1).any()
     alone = masks.sum(dim=1) == 1
     assert masks[alone, 0].float().mean() > 0.75
@@ -148,7 +195,9 @@ def test_a_picture_a_little_beside_the_truth_is_better_than_a_smear():
         ({"procedural_fraction": 2}, "--procedural_fraction must be between 0 and 1, got 2.0"),
         ({"refiner_model_name_or_path": "r", "channels": 32}, "--channels: a given refiner has its own"),
         ({"motion_weights": "spin=2", "procedural_fraction": 0}, "no picture is set in motion"),
-        ({"min_timestep": 500, "max_timestep": 400}, "--min_timestep 500 exceeds --max_timestep 400"),
+        ({"min_strength": 0.5, "max_strength": 0.4}, "at most 1, and in this order, got 0.5 and 0.4"),
+        ({"min_strength": 0}, "must be above 0"),
+        ({"max_strength": 1.5}, "at most 1"),
     ],
 )
 def test_wrong_arguments(capsys, options, message):
@@ -157,27 +206,31 @@ def test_wrong_arguments(capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_noise_levels_that_the_pipeline_does_not_have(model, stickers, tmp_path, capsys):
-    assert script.main(arguments(model, stickers, tmp_path, max_timestep=1000)) == 2
-    assert "`max_timestep` 1000: the last noise level of the pipeline is 999." in capsys.readouterr().err
-    pipe = make_pipeline()
-    pipe.scheduler.register_to_config(prediction_type="sample")
-    pipe.save_pretrained(tmp_path / "model")
-    assert script.main(arguments(tmp_path / "model", stickers, tmp_path)) == 2
-    assert "'sample'" in capsys.readouterr().err
-
-
 def test_an_empty_caption_is_no_text(model, stickers, tmp_path, monkeypatch):
     trainer, gates = make_trainer(model, stickers, tmp_path), []
     clips, _, masks, generator = trainer.batch(0)
 
-    def forward(noisy, timesteps, text_mask, **conditions):
+    def forward(noisy, timestep, text_mask, **conditions):
         gates.append(text_mask.tolist())
-        return type("Output", (), {"sample": torch.zeros_like(noisy)})
+        return (torch.zeros_like(noisy),)
 
     monkeypatch.setattr(trainer.pipeline.unet, "forward", forward)
     trainer.draw(clips, ["a dog", " "], masks, generator)
-    assert gates == [[1.0, 0.0]] * 3
+    assert gates and all(gate[-2:] == [1.0, 0.0] for gate in gates)
+
+
+def test_the_settings_that_a_pipeline_comes_with(model, tmp_path):
+    def settings(folder, *more):
+        words = ["--pretrained_model_name_or_path", str(folder), "--train_data_dir", "s", *more]
+        return script.call_settings(script.parse_args(words))
+
+    assert settings(model)["num_inference_steps"] == 50 and settings(model)["continuation_guidance_scale"] is None
+    (tmp_path / "generation.json").write_text('{"num_inference_steps": 12, "guidance_scale": 4.0, "eta": 0.5}')
+    assert settings(tmp_path, "--num_inference_steps", "6") == settings(model) | {
+        "num_inference_steps": 6,
+        "guidance_scale": 4.0,
+        "eta": 0.5,
+    }
 
 
 def test_full_memory_is_said_in_one_line(model, stickers, tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ from torch import nn
 
 CELL = 8  # pixels of a side of a square that is matched as one
 RIDGE = 1e-3  # added to the spread of the cells, so that a fit to few of them is steady
+FADING = 8.0  # what an opacity's logit loses where nothing is shown
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
 
@@ -81,6 +82,17 @@ def fit_affine(places: torch.Tensor, flow: torch.Tensor, weights: torch.Tensor) 
     return mean_place, mean_flow, torch.linalg.solve(spread, (weights * offsets).mT @ (flow - mean_flow))
 
 
+def shown_share(drawn: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """How much of a moved picture a drawn one shows, (N, 1): the factor on it that comes nearest, by alpha alone.
+
+    Both (N, C, H, W), 0 where there is nothing: premultiplied RGBA, or RGB less its background.
+    """
+    if drawn.shape[1] == 4:
+        drawn, moved = drawn[:, 3:], moved[:, 3:]
+    shown, whole = (x.flatten(1).sum(dim=1, keepdim=True) for x in (drawn * moved, moved.square()))
+    return (shown / whole.clamp(min=1e-3)).clamp(0, 1)
+
+
 class RefinedFrames(NamedTuple):
     """N hidden frames.
 
@@ -91,7 +103,8 @@ class RefinedFrames(NamedTuple):
         drawn: the same, as they were drawn.
         still: the same, the known frames before and after blended as they are; the nearest one, where it is alone.
         shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
-        still_share: (N, 1, H, W), how much is `still`, against the mix of these; 0 but between two known frames.
+        still_share: (N, 1, H, W), how much is `still`, against the mix of these; 0 but in clips with several known
+            frames, because from a single one everything is to move.
         mixed: `refined` without `still`.
     """
 
@@ -130,8 +143,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     the known frame that a cell matches, and a correction at twice that resolution, say from where every pixel comes,
     as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
     drawn. Most stickers move as a whole, and the outline of what was drawn is dented, so that the affine motion that
-    fits all cells best is tried as well. Between two known frames the network also says where nothing moves, or so
-    little that these two, blended as they are, come closer.
+    fits all cells best is tried as well. Where several frames are known, the network also says where nothing moves, or
+    so little that these, held or blended as they are, come closer.
 
     Args:
         in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
@@ -233,9 +246,10 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         background = 0.0 if self.config.in_channels == 4 else 1.0  # premultiplied, or on white
         content = known.float() - background
         warped = F.grid_sample(content, grid, align_corners=False) * opacity + background
-        grid, opacity = self.whole_motion(places, found, pixels)
+        grid, opaque = self.whole_motion(places, found, pixels)
         moved = F.grid_sample(content, grid.unflatten(1, size), align_corners=False)
-        moved = moved * opacity[:, :, None, None] + background
+        faded = 1 - shown_share(drawn.float() - background, moved).detach()
+        moved = moved * (opaque - FADING * faded).sigmoid()[:, :, None, None] + background
         detail = torch.cat([warped, drawn.float(), trust], dim=1).to(found.dtype)
         trust = trust + self.pixel_trust(detail).float()
         detail = torch.cat([moved, warped, drawn.float()], dim=1).to(found.dtype)
@@ -252,17 +266,17 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             pixels: their places, (P, 2).
 
         Returns:
-            from where the pixels come, (N, P, 2), and the opacity of the frame, (N, 1).
+            from where the pixels come, (N, P, 2), and how opaque the frame is there, (N, 1), a logit.
         """
         centres, _ = place_features(*places.shape[2:], places.device)
         found = found.flatten(2).transpose(1, 2)  # (N, h*w, 2 D)
         weights = self.cell_weight(found).float().softmax(dim=1)  # (N, h*w, 1)
-        opacity = (weights * self.moved_opacity(found).float().sigmoid()).sum(dim=1)
+        opaque = (weights * self.moved_opacity(found).float()).sum(dim=1)
         flow = places.float().flatten(2).transpose(1, 2) - centres
         with torch.autocast(places.device.type, enabled=False):
             mean_place, mean_flow, change = fit_affine(centres, flow, weights[:, :, 0])
             grid = pixels + mean_flow + (pixels - mean_place) @ change
-        return grid, opacity
+        return grid, opaque
 
     def refine_hidden(
         self,
@@ -290,9 +304,10 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         past, gap = (x % condition_mask.shape[1] for x in (frame - before, after - before))  # around a loop's end
         ends = given[clip, before].float(), given[clip, after].float()
         still = torch.lerp(*ends, (past / gap.clamp(min=1))[:, None, None, None])
-        detail = torch.cat([still, mixed, pixels, ends[0] - ends[1]], dim=1)[two].detach()
+        several = (condition_mask.sum(dim=1) > 1)[clip]
+        detail = torch.cat([still, mixed, pixels, ends[0] - ends[1]], dim=1)[several].detach()
         still_share = torch.zeros_like(shares[:, :1])
-        still_share[two] = self.still_trust(detail.to(self.dtype)).float().sigmoid()
+        still_share[several] = self.still_trust(detail.to(self.dtype)).float().sigmoid()
         return RefinedFrames(
             refined=torch.lerp(mixed, still, still_share),
             mixed=mixed,

@@ -13,7 +13,7 @@ latents, all other places of the condition are zero, and noise is predicted for 
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -93,6 +93,7 @@ class StickerGenerationPipeline(
         "prompt_embeds_2",
         "negative_prompt_embeds_2",
     ]
+    _interrupt, _cross_attention_kwargs = False, None  # until a call
 
     def __init__(
         self,
@@ -502,10 +503,14 @@ class StickerGenerationPipeline(
         num_inference_steps: int,
         eta: float,
         generator: torch.Generator | list[torch.Generator] | None,
-        callback: Callable[..., dict[str, Any]] | None,
-        callback_tensor_inputs: list[str],
+        callback: Callable[..., dict[str, Any]] | None = None,
+        callback_tensor_inputs: Sequence[str] = (),
+        first_step: int = 0,
     ) -> torch.Tensor:
-        """Samples clips (B, C, F, h, w) no longer than the model's window from noise; see [`predict_noise`]."""
+        """Samples clips (B, C, F, h, w) no longer than the model's window from noise; see [`predict_noise`].
+
+        With a `first_step`, earlier ones are left out, and `latents` are as noisy as it takes them.
+        """
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         self._guidance_scale, self._image_guidance_scale, self._continuation_scales = scales  # callbacks change them
         tensors = {"latents": latents * self.scheduler.init_noise_sigma, **embeds}
@@ -515,9 +520,10 @@ class StickerGenerationPipeline(
                 tensors["latents"], _ = self._apply_free_init(
                     tensors["latents"], iteration, num_inference_steps, latents.device, latents.dtype, generator
                 )
-            self._num_timesteps = len(self.scheduler.timesteps)
+            timesteps = self.scheduler.timesteps[first_step:]
+            self._num_timesteps = len(timesteps)
             with self.progress_bar(total=self._num_timesteps) as progress_bar:
-                for step, timestep in enumerate(self.scheduler.timesteps):
+                for step, timestep in enumerate(timesteps):
                     if self.interrupt:
                         break
                     noise = self.predict_noise(
