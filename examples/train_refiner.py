@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from rdtf_diffusers.training import DualMaskCollator, mask_condition_latents
 from rdtf_diffusers.utils.files import write_whole
 
 
-TASK_WEIGHTS = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "post_prediction": 0.1}
+TASK_SHARES = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "post_prediction": 0.1}
 SMEARED = 1.25  # how much worse an error looks in drawn pixels than in those of known frames, which are crisp
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
 KEPT = 64  # batches that are kept
@@ -49,6 +50,7 @@ DRAWING_ARGUMENTS = (
     "train_batch_size",
     "procedural_fraction",
     "motion_weights",
+    "task_weights",
     "min_strength",
     "max_strength",
 )  # which decide what is drawn, beside the pipeline and the data
@@ -63,7 +65,9 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--refiner_model_name_or_path", help="A refiner to go on with, such as MODEL/refiner.")
     parser.add_argument("--train_batch_size", type=positive_int, default=8, help="Clips per process.")
     parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
+    parser.add_argument("--task_weights", **WEIGHTS, metavar="TASK=X", help=f"Factors on {', '.join(TASK_SHARES)}.")
     parser.add_argument("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions.")
+    parser.add_argument("--trainable_modules", nargs="+", default=[], help="Of a given refiner; all by default.")
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
     parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of a new one's transformer.")
     parser.add_argument("--num_inference_steps", type=positive_int, help="Default: what the pipeline comes with.")
@@ -78,7 +82,13 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     for name in ("channels", "num_layers") if parsed.refiner_model_name_or_path else ():
         if getattr(parsed, name) != parser.get_default(name):
             parser.error(f"--{name}: a given refiner has its own")
-    parsed.motion_weights = named_weights(parser, "motion_weights", parsed.motion_weights)
+    for name in ("task_weights", "motion_weights"):
+        setattr(parsed, name, named_weights(parser, name, getattr(parsed, name)))
+    shares = task_shares(parsed.task_weights)
+    if parsed.task_weights.keys() - TASK_SHARES or min(shares) < 0 or not any(shares):
+        parser.error(f"--task_weights: factors from 0 on, not all 0, on {', '.join(TASK_SHARES)}")
+    if parsed.trainable_modules and not parsed.refiner_model_name_or_path:
+        parser.error("--trainable_modules: give the refiner whose other modules stay as they are")
     if parsed.motion_weights and not parsed.procedural_fraction:
         parser.error("--motion_weights: with --procedural_fraction 0 no picture is set in motion")
     if not 0 < parsed.min_strength <= parsed.max_strength <= 1:
@@ -87,11 +97,16 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
+def task_shares(weights: dict[str, float]) -> list[float]:
+    """How often each task comes, by `--task_weights`."""
+    return [share * weights.get(task, 1.0) for task, share in TASK_SHARES.items()]
+
+
 def make_refiner(args: argparse.Namespace, in_channels: int) -> KnownFrameRefiner:
     """A new refiner, or that of `--refiner_model_name_or_path`.
 
     Raises:
-        ValueError: the given one is for other channels.
+        ValueError: the given one is for other channels, or lacks one of `--trainable_modules`.
     """
     if args.refiner_model_name_or_path is None:
         return KnownFrameRefiner(in_channels, args.channels, args.num_layers)
@@ -99,13 +114,21 @@ def make_refiner(args: argparse.Namespace, in_channels: int) -> KnownFrameRefine
     if refiner.config.in_channels != in_channels:
         name, channels = args.refiner_model_name_or_path, refiner.config.in_channels
         raise ValueError(f"The refiner of {name} is for {channels} channels, not {in_channels}.")
+    modules = dict(refiner.named_children())
+    if unknown := [name for name in args.trainable_modules if name not in modules]:
+        raise ValueError(f"`trainable_modules` {unknown}: a refiner has {', '.join(modules)}.")
+    if args.trainable_modules:
+        refiner.requires_grad_(False)
+        for name in args.trainable_modules:
+            modules[name].requires_grad_(True)
     return refiner
 
 
-def draw_masks(collator: DualMaskCollator, count: int, generator: torch.Generator) -> torch.Tensor:
+def draw_masks(
+    collator: DualMaskCollator, shares: Sequence[float], count: int, generator: torch.Generator
+) -> torch.Tensor:
     """(count, F) bool, the known frames of clips of one task."""
-    weights = torch.tensor(list(TASK_WEIGHTS.values()))
-    task = list(TASK_WEIGHTS)[torch.multinomial(weights, 1, generator=generator).item()]
+    task = list(TASK_SHARES)[torch.multinomial(torch.tensor(shares), 1, generator=generator).item()]
     seeds = torch.randint(2**62, (count,), generator=generator).tolist()
     frames = torch.ones(collator.num_frames, dtype=torch.bool)
     return torch.stack([collator.draw_condition({"seed": seed, "caption": ""}, task, frames)[1] for seed in seeds])
@@ -213,6 +236,7 @@ class Trainer(StepTrainer):
             args.procedural_fraction,
             min_keyframes=frames,
             max_keyframes=frames,
+            keyframes="uniform",  # as frames are given to a model; clusters of them would move more
             motion_weights=args.motion_weights,
         )
         self.clips = StickerClips(args.train_data_dir, maker, seed=args.seed)
@@ -227,14 +251,14 @@ class Trainer(StepTrainer):
     def save_model(self) -> dict[str, float]:
         """Saves the moving average."""
         model = copy.deepcopy(self.refiner)
-        self.ema.copy_to(model.parameters())
+        self.ema.copy_to([weight for weight in model.parameters() if weight.requires_grad])
         model.save_pretrained(self.output_dir)
         return {}
 
     def drawing_facts(self) -> str:
         """Stands for all that decides what is drawn."""
         pipe = self.pipeline
-        facts = [getattr(self.args, name) for name in DRAWING_ARGUMENTS], self.settings, MASKS, TASK_WEIGHTS
+        facts = [getattr(self.args, name) for name in DRAWING_ARGUMENTS], self.settings, MASKS, TASK_SHARES
         parts = [fingerprint(part) for part in (pipe.unet, pipe.vae, pipe.text_encoder)]
         rows = [fingerprint_rows(rows) for rows in self.clips.sources]
         text = json.dumps([facts, parts, rows, str(pipe.dtype), self.accelerator.num_processes])
@@ -251,7 +275,7 @@ class Trainer(StepTrainer):
         clips = torch.stack([sample["clip"].expand(frames, -1, -1, -1) for sample in samples]).transpose(1, 2)
         seed = np.random.SeedSequence([self.args.seed, first]).generate_state(1).item()
         generator = torch.Generator().manual_seed(seed)
-        masks = draw_masks(self.collator, size, generator)
+        masks = draw_masks(self.collator, task_shares(self.args.task_weights), size, generator)
         return clips, [sample["caption"] for sample in samples], masks, generator
 
     @torch.no_grad()

@@ -67,6 +67,29 @@ def test_a_given_refiner_goes_on(model, stickers, tmp_path, capsys):
     assert "is for 3 channels, not 4." in capsys.readouterr().err
 
 
+def test_modules_that_are_not_named_stay_as_they_are(model, stickers, tmp_path, capsys):
+    given = KnownFrameRefiner(channels=16, num_layers=1, attention_head_dim=8)
+    given.save_pretrained(tmp_path / "given")
+    options = {"refiner_model_name_or_path": tmp_path / "given", "task_weights": "it2v=0"}
+    assert script.main(arguments(model, stickers, tmp_path, trainable_modules="still_trust", **options)) == 0
+    trained = KnownFrameRefiner.from_pretrained(tmp_path).state_dict()
+    changed = {name.split(".")[0] for name, weight in given.state_dict().items() if not weight.equal(trained[name])}
+    assert changed == {"still_trust"}
+    assert script.main(arguments(model, stickers, tmp_path, trainable_modules="other", **options)) == 2
+    assert "`trainable_modules` ['other']: a refiner has drawn_encoder," in capsys.readouterr().err
+
+
+def test_tasks_that_are_left_out(model, stickers, tmp_path):
+    trainer = make_trainer(model, stickers, tmp_path, task_weights="interpolation=0")
+    masks = torch.cat([trainer.batch(number)[2] for number in range(12)])
+    assert masks.any(dim=1).all() and not (masks[:, 0] & masks[:, -1]).any()
+
+
+def test_frames_of_animations_are_evenly_spaced(model, stickers, tmp_path):
+    maker = make_trainer(model, stickers, tmp_path).clips.maker
+    assert maker.keyframes == "uniform" and maker.min_keyframes == maker.num_frames
+
+
 def test_what_is_lost_by_the_choice_of_still_places():
     truth = torch.rand(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     half = torch.full((2, 1, 16, 16), 0.5)
@@ -168,7 +191,7 @@ def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monk
 def test_known_frames_that_are_drawn():
     generator = torch.Generator().manual_seed(0)
     collator = DualMaskCollator(joint_drop_prob=0.0, **script.MASKS)
-    masks = torch.cat([script.draw_masks(collator, 2, generator) for _ in range(2000)])
+    masks = torch.cat([script.draw_masks(collator, script.task_shares({}), 2, generator) for _ in range(2000)])
     assert masks.any(dim=1).all() and not masks.all(dim=1).any()
     alone = masks.sum(dim=1) == 1
     assert masks[alone, 0].float().mean() > 0.75
@@ -197,6 +220,9 @@ def test_a_picture_a_little_beside_the_truth_is_better_than_a_smear():
         ({"motion_weights": "spin=2", "procedural_fraction": 0}, "no picture is set in motion"),
         ({"min_strength": 0.5, "max_strength": 0.4}, "at most 1, and in this order, got 0.5 and 0.4"),
         ({"min_strength": 0}, "must be above 0"),
+        ({"task_weights": "t2v=1"}, "--task_weights: factors from 0 on, not all 0, on it2v, interpolation,"),
+        ({"task_weights": "it2v=-1"}, "--task_weights: factors from 0 on"),
+        ({"trainable_modules": "still_trust"}, "give the refiner whose other modules stay"),
         ({"max_strength": 1.5}, "at most 1"),
     ],
 )
