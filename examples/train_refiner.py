@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from step_trainer import StepTrainer, add_run_arguments, positive_int, run_script
 from torch import nn
@@ -67,12 +67,14 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
     parser.add_argument("--task_weights", **WEIGHTS, metavar="TASK=X", help=f"Factors on {', '.join(TASK_SHARES)}.")
     parser.add_argument("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions.")
-    parser.add_argument("--trainable_modules", nargs="+", default=[], help="Of a given refiner; all by default.")
+    parser.add_argument(
+        "--trainable_modules", nargs="+", default=[], help="Of a given refiner; by default all."
+    )
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
     parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of a new one's transformer.")
     parser.add_argument("--num_inference_steps", type=positive_int, help="Default: what the pipeline comes with.")
     parser.add_argument(
-        "--min_strength", type=float, default=0.6, help="Least share of the steps with one known frame."
+        "--min_strength", type=float, default=0.6, help="Least share of the steps with one known frame; else all."
     )
     parser.add_argument("--max_strength", type=float, default=0.9, help="Largest share of them.")
     parser.add_argument("--updates_per_batch", type=positive_int, default=8, help="Steps for each that is drawn.")
@@ -200,10 +202,11 @@ def to_bytes(clips: torch.Tensor) -> torch.Tensor:
 
 def drawn_like_this(file: Path, drawn_by: str) -> bool:
     """Whether a batch is there, and was drawn by what `drawn_by` stands for."""
-    if not file.exists():
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.metadata().get("drawn_by") == drawn_by
+    except (OSError, SafetensorError):  # not there, or damaged
         return False
-    with safe_open(file, "pt") as opened:
-        return opened.metadata().get("drawn_by") == drawn_by
 
 
 def call_settings(args: argparse.Namespace) -> dict[str, float | None]:
@@ -257,11 +260,12 @@ class Trainer(StepTrainer):
 
     def drawing_facts(self) -> str:
         """Stands for all that decides what is drawn."""
-        pipe = self.pipeline
+        pipe, maker = self.pipeline, self.clips.maker
         facts = [getattr(self.args, name) for name in DRAWING_ARGUMENTS], self.settings, MASKS, TASK_SHARES
-        parts = [fingerprint(part) for part in (pipe.unet, pipe.vae, pipe.text_encoder)]
-        rows = [fingerprint_rows(rows) for rows in self.clips.sources]
-        text = json.dumps([facts, parts, rows, str(pipe.dtype), self.accelerator.num_processes])
+        models = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+        parts = [None if model is None else fingerprint(model) for model in models], dict(pipe.scheduler.config)
+        rows = [fingerprint_rows(rows) for rows in self.clips.sources], maker.keyframes, maker.size
+        text = json.dumps([facts, parts, rows, str(pipe.dtype), self.accelerator.num_processes], default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def batch(self, number: int) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Generator]:
@@ -282,7 +286,10 @@ class Trainer(StepTrainer):
     def draw(
         self, clips: torch.Tensor, captions: list[str], masks: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """What the pipeline makes of the hidden frames, decoded (B, C, F, H, W), before a refiner."""
+        """What the pipeline makes of the hidden frames, decoded (B, C, F, H, W), before a refiner.
+
+        It begins with nothing but noise if any of the clips has several known frames.
+        """
         pipe, settings, device = self.pipeline, self.settings, clips.device
         continues, steps = masks.sum(dim=1) > 1, settings["num_inference_steps"]
         strength = torch.empty(()).uniform_(self.args.min_strength, self.args.max_strength, generator=generator)
@@ -291,7 +298,8 @@ class Trainer(StepTrainer):
         noisy = torch.randn(latents.shape, generator=generator).to(latents)
         if first:
             pipe.scheduler.set_timesteps(steps, device=device)
-            noisy = pipe.scheduler.add_noise(latents, noisy, pipe.scheduler.timesteps[first, None])
+            timestep = pipe.scheduler.timesteps[first * pipe.scheduler.order]
+            noisy = pipe.scheduler.add_noise(latents, noisy, timestep.expand(len(clips)))
         drawn = pipe.denoise(
             noisy,
             mask_condition_latents(latents, masks, torch.ones_like(masks)),
@@ -333,13 +341,21 @@ class Trainer(StepTrainer):
             tensors = {"drawn": to_bytes(drawn), "clips": to_bytes(clips), "masks": masks.cpu()}
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, save(tensors, {"drawn_by": self.drawn_by}))
-            (folder / f"{number - KEPT}-{process}.safetensors").unlink(missing_ok=True)
         tensors = {name: tensor.to(self.accelerator.device) for name, tensor in load_file(file).items()}
         return *(tensors[name].float() / 127.5 - 1 for name in ("drawn", "clips")), tensors["masks"]
 
+    def remove_drawings(self, last: int) -> None:
+        """Removes this process's batches up to a number."""
+        for file in (self.output_dir / "drawings").glob(f"*-{self.accelerator.process_index}.safetensors"):
+            if int(file.name.partition("-")[0]) <= last:
+                file.unlink()
+
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """One optimiser step; returns its losses."""
-        drawn, clips, masks = self.drawings(self.drawing_of_step(step))
+        number = self.drawing_of_step(step)
+        drawn, clips, masks = self.drawings(number)
+        if (step - 1) % self.args.updates_per_batch == 0:
+            self.remove_drawings(number - KEPT)
         with self.accelerator.autocast():
             hidden = self.model(drawn, clips, masks)
         clip, frame = hidden_frames(masks)

@@ -1,6 +1,8 @@
+import shutil
+
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from example_scripts import load_example
 from tiny_models import make_pipeline
 
@@ -44,6 +46,7 @@ def make_trainer(model, stickers, output, **options):
 def test_a_run_ends_with_a_refiner_and_a_resumed_one_with_the_same(model, stickers, tmp_path):
     assert script.main(arguments(model, stickers, tmp_path / "whole")) == 0
     assert script.main(arguments(model, stickers, tmp_path / "parts", steps=3)) == 0
+    shutil.rmtree(tmp_path / "parts" / "drawings")
     assert script.main(arguments(model, stickers, tmp_path / "parts", resume_from_checkpoint="latest")) == 0
     whole, parts = (KnownFrameRefiner.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
     assert whole.config.channels == 32
@@ -117,7 +120,8 @@ def test_batches_follow_from_seed_and_number(model, stickers, tmp_path):
     frames = trainer.pipeline.unet.config.num_frames
     assert clips.shape[:3] == (2, 4, frames) and masks.shape == (2, frames) and masks.any(dim=1).all()
     assert not torch.equal(trainer.batch(2)[0], clips)
-    assert len({mask.sum().item() == 1 for mask in masks}) == 1  # one task
+    known = torch.stack([trainer.batch(number)[2].sum(dim=1) for number in range(12)])
+    assert ((known == 1).all(dim=1) | (known > 1).any(dim=1)).all() and (known == 1).all(dim=1).any()
     drawn = trainer.draw(clips, captions, masks, generator)
     assert drawn.shape == clips.shape and torch.equal(again.draw(*same), drawn)
 
@@ -152,15 +156,50 @@ def test_drawings_are_kept_in_files(model, stickers, tmp_path, monkeypatch):
     again = make()[0].drawings(1)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, (drawn, clips, masks)))
     assert drawn_numbers == [1]
+    file = tmp_path / "drawings" / "1-0.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    trainer.drawings(1)
+    assert drawn_numbers == [1, 1]  # what is damaged is drawn again
     make(num_inference_steps=3)[0].drawings(1)
-    assert drawn_numbers == [1, 1]  # not as it is to be drawn now
-    trainer.drawings(3)
-    assert [file.name for file in (tmp_path / "drawings").iterdir()] == ["3-0.safetensors"]
+    assert drawn_numbers == [1, 1, 1]  # not as it is to be drawn now
+    (tmp_path / "drawings" / "0-0.safetensors").touch()
+    (tmp_path / "drawings" / "1-1.safetensors").touch()  # of another process
+    trainer.step(7)  # has number 3
+    assert sorted(file.name for file in (tmp_path / "drawings").iterdir()) == ["1-1.safetensors", "3-0.safetensors"]
 
 
+def test_another_schedule_or_other_clips_are_other_drawings(model, stickers, tmp_path):
+    trainer = make_trainer(model, stickers, tmp_path)
+    facts = trainer.drawing_facts()
+    assert make_trainer(model, stickers, tmp_path).drawing_facts() == facts
+    assert make_trainer(model, stickers, tmp_path, max_strength=0.8).drawing_facts() != facts
+    trainer.pipeline.scheduler = DDIMScheduler.from_config(trainer.pipeline.scheduler.config, beta_end=0.02)
+    assert trainer.drawing_facts() != facts
+
+
+@torch.no_grad()
+def test_clips_with_several_known_frames_are_drawn_as_the_pipeline_draws_them(model, stickers, tmp_path, monkeypatch):
+    trainer = make_trainer(model, stickers, tmp_path, num_inference_steps=3)
+    pipe = trainer.pipeline
+    clips, captions, masks, _ = trainer.batch(0)
+    masks[:, 0], masks[:, -1] = True, True
+    monkeypatch.setattr(pipe, "decode_latents", lambda latents: latents)
+    drawn = trainer.draw(clips, captions, masks, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    torch.empty(()).uniform_(generator=generator)  # the strength
+    frames = pipe.postprocess(clips, "pt")
+    known = [[f if k else None for f, k in zip(clip, mask)] for clip, mask in zip(frames, masks.tolist())]
+    noise = torch.randn(drawn.shape, generator=generator)
+    size = {"height": clips.shape[3], "width": clips.shape[4]}
+    call = size | {"latents": noise, "generator": generator, "output_type": "latent"}
+    expected = pipe(captions, frames=known, **call, **trainer.settings).frames
+    torch.testing.assert_close(drawn, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler])
 @pytest.mark.parametrize("several", [False, True])
 @torch.no_grad()
-def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monkeypatch, several):
+def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monkeypatch, several, scheduler):
     """It is asked as the pipeline asks: from noise between several known frames, else from a noisy truth."""
     trainer = make_trainer(model, stickers, tmp_path, num_inference_steps=10, min_strength=0.5, max_strength=0.5)
     pipe, seen = trainer.pipeline, []
@@ -172,18 +211,20 @@ def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monk
     def forward(noisy, timestep, condition_latents, **conditions):
         passes = len(noisy) // len(clips)
         clean = torch.cat([latents] * passes)
-        signal = pipe.scheduler.alphas_cumprod[timestep]
+        signal = alphas[timestep.long()]  # Euler and Heun scale what they show to the same
         seen.append((noisy - signal.sqrt() * clean) / (1 - signal).sqrt())
         known = torch.cat([masks] * passes)[:, None, :, None, None]
         last = condition_latents[-len(clips) :]  # the pass with frames and text
         torch.testing.assert_close(last, torch.where(known, clean, 0.0)[-len(clips) :])
         return (seen[-1],)
 
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
+    alphas = pipe.scheduler.alphas_cumprod
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
     monkeypatch.setattr(pipe.unet, "forward", forward)
     drawn = trainer.draw(clips, captions, masks, generator)
     torch.testing.assert_close(drawn, pipe.decode_latents(latents), atol=1e-3, rtol=0)
-    assert len(seen) == (10 if several else 5)
+    passes = 10 if several else 5
+    assert len(seen) == (2 * passes - 1 if scheduler is HeunDiscreteScheduler else passes)
     if not several:
         assert 0.8 < seen[0].std() < 1.2  # what was added is standard noise
 

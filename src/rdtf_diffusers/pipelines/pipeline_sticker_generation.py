@@ -509,18 +509,22 @@ class StickerGenerationPipeline(
     ) -> torch.Tensor:
         """Samples clips (B, C, F, h, w) no longer than the model's window from noise; see [`predict_noise`].
 
-        With a `first_step`, earlier ones are left out, and `latents` are as noisy as it takes them.
+        With a `first_step`, earlier ones are left out, and `latents` are as noisy as the scheduler's `add_noise` makes
+        them for it; not with FreeInit.
         """
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         self._guidance_scale, self._image_guidance_scale, self._continuation_scales = scales  # callbacks change them
-        tensors = {"latents": latents * self.scheduler.init_noise_sigma, **embeds}
+        tensors = {"latents": latents if first_step else latents * self.scheduler.init_noise_sigma, **embeds}
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
         for iteration in range(self._free_init_num_iters if self.free_init_enabled else 1):
             if self.free_init_enabled:
                 tensors["latents"], _ = self._apply_free_init(
                     tensors["latents"], iteration, num_inference_steps, latents.device, latents.dtype, generator
                 )
-            timesteps = self.scheduler.timesteps[first_step:]
+            begin = first_step * self.scheduler.order
+            if begin and hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(begin)
+            timesteps = self.scheduler.timesteps[begin:]
             self._num_timesteps = len(timesteps)
             with self.progress_bar(total=self._num_timesteps) as progress_bar:
                 for step, timestep in enumerate(timesteps):
