@@ -67,9 +67,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
     parser.add_argument("--task_weights", **WEIGHTS, metavar="TASK=X", help=f"Factors on {', '.join(TASK_SHARES)}.")
     parser.add_argument("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions.")
-    parser.add_argument(
-        "--trainable_modules", nargs="+", default=[], help="Of a given refiner; by default all."
-    )
+    parser.add_argument("--trainable_modules", nargs="+", default=[], help="Of a given refiner; by default all.")
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
     parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of a new one's transformer.")
     parser.add_argument("--num_inference_steps", type=positive_int, help="Default: what the pipeline comes with.")
