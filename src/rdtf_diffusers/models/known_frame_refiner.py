@@ -103,8 +103,7 @@ class RefinedFrames(NamedTuple):
         drawn: the same, as they were drawn.
         still: the same, the known frames before and after blended as they are; the nearest one, where it is alone.
         shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
-        still_share: (N, 1, H, W), how much is `still`, against the mix of these; 0 but in clips with several known
-            frames, because from a single one everything is to move.
+        still_share: (N, 1, H, W), how much is `still`, against the mix of these; 0 but between two known frames.
         mixed: `refined` without `still`.
     """
 
@@ -143,8 +142,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     the known frame that a cell matches, and a correction at twice that resolution, say from where every pixel comes,
     as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
     drawn. Most stickers move as a whole, and the outline of what was drawn is dented, so that the affine motion that
-    fits all cells best is tried as well. Where several frames are known, the network also says where nothing moves, or
-    so little that these, held or blended as they are, come closer.
+    fits all cells best is tried as well. Between two known frames the network also says where nothing moves, or so
+    little that these two, blended as they are, come closer.
 
     Args:
         in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
@@ -304,10 +303,9 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         past, gap = (x % condition_mask.shape[1] for x in (frame - before, after - before))  # around a loop's end
         ends = given[clip, before].float(), given[clip, after].float()
         still = torch.lerp(*ends, (past / gap.clamp(min=1))[:, None, None, None])
-        several = (condition_mask.sum(dim=1) > 1)[clip]
-        detail = torch.cat([still, mixed, pixels, ends[0] - ends[1]], dim=1)[several].detach()
+        detail = torch.cat([still, mixed, pixels, ends[0] - ends[1]], dim=1)[two].detach()
         still_share = torch.zeros_like(shares[:, :1])
-        still_share[several] = self.still_trust(detail.to(self.dtype)).float().sigmoid()
+        still_share[two] = self.still_trust(detail.to(self.dtype)).float().sigmoid()
         return RefinedFrames(
             refined=torch.lerp(mixed, still, still_share),
             mixed=mixed,
