@@ -100,10 +100,11 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add(
         "--num_inference_steps",
         type=positive_int,
-        help="Default of this and the next three: what the model comes with.",
+        help="Default of this and the next four: what the model comes with.",
     )
     add("--guidance_scale", type=float, help="How much the words count.")
     add("--image_guidance_scale", type=float, help="How much the given frames count.")
+    add("--guidance_stop", type=float, help="Share of the steps in which these two count.")
     add("--eta", type=float, help="Share of fresh noise.")
     add("--dtype", choices=["float32", "float16", "bfloat16"], help="Default: float16 on CUDA, else float32.")
     add("--batch_size", type=positive_int, default=8, help="Clips that are drawn or measured together.")

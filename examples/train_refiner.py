@@ -311,6 +311,7 @@ class Trainer(StepTrainer):
                 (settings["continuation_guidance_scale"], settings["continuation_image_guidance_scale"]),
             ),
             num_inference_steps=steps,
+            guidance_stop=settings["guidance_stop"],
             eta=settings["eta"],
             generator=generator,
             first_step=first,

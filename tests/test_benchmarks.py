@@ -33,7 +33,7 @@ def test_sampling_table(tmp_path, pictures, capsys):
     sampling = load_example("benchmarks/sampling.py")
     make_pipeline().save_pretrained(tmp_path / "model")
     args = ["--model", str(tmp_path / "model"), "--data", str(pictures), "--count", "4"]
-    settings = ["2,2,1,0", "unipc:3,2,1,0"]
+    settings = ["2,2,1,0,0.5", "unipc:3,2,1,0"]
     sheet, written = tmp_path / "sheet.png", tmp_path / "table.json"
     assert sampling.main([*args, "--settings", *settings, "--sheet", str(sheet), "--json", str(written)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
@@ -44,10 +44,9 @@ def test_sampling_table(tmp_path, pictures, capsys):
     assert still["error"] > 0 == still["motion"] and truth["error"] == 0 and truth["motion"] == 1
     with Image.open(sheet) as picture:
         assert picture.size == (8 * 8, 4 * 2 * 8)
-    with pytest.raises(SystemExit):
-        sampling.main([*args, "--settings", "2,2"])
-    with pytest.raises(SystemExit):
-        sampling.main([*args, "--settings", "magic:2,2,1,0"])
+    for wrong in ("2,2", "magic:2,2,1,0", "2,2,1,0,2", "2,2,1,0,1,1"):
+        with pytest.raises(SystemExit):
+            sampling.main([*args, "--settings", wrong])
     capsys.readouterr()
     assert sampling.main([*args[:2], "--data", str(tmp_path / "nothing")]) == 2
     assert "sampling.py: error: " in capsys.readouterr().err

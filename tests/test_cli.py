@@ -96,9 +96,10 @@ def test_settings_of_the_checkpoint_give_way_to_options(pipe, tmp_path):
     assert generate("a dog") == 0
     assert not set(SETTINGS) & set(pipe.arguments)  # no generation.json: the pipeline's own defaults
     (tmp_path / "model" / SETTINGS_FILE).write_text('{"num_inference_steps": 20, "guidance_scale": 3.5, "eta": 0}')
-    assert generate("a dog", "--steps", "9", "--image-guidance-scale", "2") == 0
+    assert generate("a dog", "--steps", "9", "--image-guidance-scale", "2", "--guidance-stop", "0.5") == 0
     settings = {name: pipe.arguments[name] for name in SETTINGS}
-    assert settings == {"num_inference_steps": 9, "guidance_scale": 3.5, "image_guidance_scale": 2.0, "eta": 0}
+    own = {"guidance_scale": 3.5, "eta": 0}
+    assert settings == own | {"num_inference_steps": 9, "image_guidance_scale": 2.0, "guidance_stop": 0.5}
     assert stored("sticker.webp") | settings == stored("sticker.webp")
 
 
@@ -150,6 +151,7 @@ def test_metadata_can_be_left_out(pipe):
         (["a dog", "--fps", "nan"], "--fps: must be a number"),
         (["a dog", "--steps", "0"], "--steps: must be a whole number from 1"),
         (["a dog", "--eta", "2"], "--eta: must be a number from 0 to 1"),
+        (["a dog", "--guidance-stop", "2"], "--guidance-stop: must be a number from 0 to 1"),
         (["a dog", "--guidance-scale", "inf"], "--guidance-scale: must be"),
         (["a dog", "--seed", "-1"], "--seed: must be a whole number from 0"),
         (["a dog", "--output", "dog.mp4"], "--output: must end in one of .webp, .gif, .png, .apng"),

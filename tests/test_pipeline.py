@@ -502,6 +502,28 @@ def test_several_known_frames_have_scales_of_their_own(pipe, monkeypatch):
 # --- autoencoders and text encoders
 
 
+@pytest.mark.parametrize(
+    ("stop", "passes"), [(0.0, [1] * 4), (0.5, [3, 3, 1, 1]), (0.7, [3] * 3 + [1]), (1.0, [3] * 4)]
+)
+def test_guidance_ends_after_its_share_of_the_steps(pipe, monkeypatch, stop, passes):
+    """From there on as with scales of 1, in all windows and with several known frames, too."""
+    picture = draw_sticker(1)
+    call = {"num_inference_steps": 4, "guidance_scale": 3, "image_guidance_scale": 2, "continuation_guidance_scale": 4}
+
+    def end(pipe, step, timestep, tensors):
+        if step + 1 == passes.count(3):
+            pipe._guidance_scale = pipe._image_guidance_scale = 1
+            pipe._continuation_scales = 1, 1
+        return tensors
+
+    scales = {"continuation_guidance_scale": 1, "guidance_scale": 1, "image_guidance_scale": 1} if not stop else {}
+    expected = run(pipe, "a dog", image=picture, num_frames=12, **call | scales, callback_on_step_end=end)
+    spy = Spy(pipe, monkeypatch)
+    stopped = run(pipe, "a dog", image=picture, num_frames=12, **call, guidance_stop=stop)
+    assert spy.passes() == passes * 2
+    torch.testing.assert_close(stopped, expected)
+
+
 def make_autoencoder_tiny():
     blocks = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
     return AutoencoderTiny(**blocks, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()
@@ -750,6 +772,7 @@ def test_progress_bar(pipe, capsys):
         ({"prompt": "a", "num_inference_steps": 0}, "num_inference_steps"),
         ({"prompt": "a", "num_videos_per_prompt": 0}, "num_videos_per_prompt"),
         ({"prompt": "a", "eta": 1.5}, "eta"),
+        ({"prompt": "a", "guidance_stop": -0.1}, "guidance_stop"),
         ({"prompt": "a", "output_type": "gif"}, "output_type"),
         ({"prompt": "a", "clip_skip": 7}, "clip_skip"),
         ({"prompt": "a", "latents": torch.zeros(1, 4, 7, 4, 4)}, r"\(1, 4, 8, 4, 4\)"),

@@ -2,7 +2,7 @@
 """Which sampler and settings suit a checkpoint: distance to true clips, amount of motion and time, in one table.
 
     python examples/benchmarks/sampling.py --data stickers/static/validation --count 24
-    python examples/benchmarks/sampling.py --data stickers/static/validation --settings 12,2,2,1 unipc:8,2,2,0
+    python examples/benchmarks/sampling.py --data stickers/static/validation --settings 12,2,2,1,0.5 unipc:8,2,2,0
 
 Still pictures that the model has not seen are set in motion by code, with words that say how. The model gets the
 first frame and the words; its other frames are held against the true ones (premultiplied RGBA in [0, 1]). `error` is
@@ -10,9 +10,10 @@ the mean squared distance, `motion` the mean absolute change from frame to frame
 `FVD` is the package's own sticker-FVD of half of the clips from the true ones of the other half, `CLIP` its
 sticker-CLIP of clips and words, and `asked` the share of clips in which its classifier sees the motion that the words
 ask for, of those with one motion: in-domain proxies, as in evaluate.py. The first row repeats the first frame, the
-second are the true clips. Settings are steps, text scale, image scale and eta, behind the name of a sampler if it is
-not to be the checkpoint's own; of these only ddim knows eta. All see the same clips and noise. The error favours
-blurred averages over sharp frames that are a little off, so look at the stickers, too (`--sheet`).
+second are the true clips. Settings are steps, text scale, image scale, eta and, if they are not to count in all steps,
+the share of the steps in which the scales do, behind the name of a sampler if it is not to be the checkpoint's own; of
+these only ddim knows eta. All see the same clips and noise. The error favours blurred averages over sharp frames that
+are a little off, so look at the stickers, too (`--sheet`).
 """
 
 import argparse
@@ -50,12 +51,13 @@ FRECHET_CLIPS = 4  # that a distance needs at least
 
 
 def parse_settings(text: str) -> dict[str, float | str]:
-    """`"12,2,2,1"` or `"unipc:12,2,2,1"` as a sampler, "" for the checkpoint's own, and arguments of the pipeline."""
+    """`"12,2,2,1"` or `"unipc:12,2,2,0,0.5"` as a sampler, "" for the checkpoint's own, and a call's arguments."""
     sampler, _, numbers = text.rpartition(":")
     if sampler and sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}")
-    steps, guidance, image_guidance, eta = numbers.split(",")
-    if int(steps) < 1 or not 0 <= float(eta) <= 1 or (float(eta) and sampler not in ("", "ddim")):
+    steps, guidance, image_guidance, eta, *stop = numbers.split(",")
+    (stop,) = map(float, stop or ["1"])
+    if int(steps) < 1 or not (0 <= float(eta) <= 1 and 0 <= stop <= 1) or (float(eta) and sampler not in ("", "ddim")):
         raise ValueError(f"no such settings: {text}")
     return {
         "sampler": sampler,
@@ -63,6 +65,7 @@ def parse_settings(text: str) -> dict[str, float | str]:
         "guidance_scale": float(guidance),
         "image_guidance_scale": float(image_guidance),
         "eta": float(eta),
+        "guidance_stop": stop,
     }
 
 
@@ -131,7 +134,7 @@ def compare(clips: torch.Tensor, moved: Moved, similarity: StickerTextSimilarity
 
 
 def print_row(name: str, row: dict[str, float]) -> None:
-    print(f"{name:<34}{row['error']:>9.4f}{row['motion']:>8.2f}", end="")
+    print(f"{name:<40}{row['error']:>9.4f}{row['motion']:>8.2f}", end="")
     fvd, asked = (
         "-" if row[key] is None else format(row[key], spec) for key, spec in (("fvd", ".1f"), ("asked", ".0%"))
     )
@@ -152,7 +155,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder of pictures with metadata.jsonl")
     parser.add_argument("--count", type=int, default=24, help="clips")
     parser.add_argument("--seed", type=int, default=0, help="of pictures, motions and captions")
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="[SAMPLER:]STEPS,TEXT,IMAGE,ETA")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="[SAMPLER:]STEPS,TEXT,IMAGE,ETA[,STOP]")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument(
@@ -164,8 +167,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         options.settings = [parse_settings(text) for text in options.settings]
     except ValueError:
         parser.error(
-            f"--settings must look like 12,2,2,1, perhaps behind a sampler ({', '.join(SAMPLERS)}) and a colon, "
-            f"with eta 0 but for ddim, got {' '.join(options.settings)}"
+            f"--settings must look like 12,2,2,1 or 12,2,2,1,0.5, perhaps behind a sampler ({', '.join(SAMPLERS)}) "
+            f"and a colon, with eta 0 but for ddim, got {' '.join(options.settings)}"
         )
     return options
 
@@ -221,7 +224,7 @@ def measure(options: argparse.Namespace) -> None:
         f"{options.dtype}, torch {torch.__version__}"
     )
     print(
-        f"{'sampler':<9}{'steps':>7}{'text':>6}{'image':>7}{'eta':>5}{'error':>9}{'motion':>8}{'FVD':>8}{'CLIP':>7}"
+        f"{'sampler':<9}{'steps':>7}{'text':>6}{'image':>7}{'eta':>5}{'stop':>6}{'error':>9}{'motion':>8}{'FVD':>8}{'CLIP':>7}"
         f"{'asked':>7}{'s/clip':>8}"
     )
     references = {"first frame repeated": truth[:, :1].expand_as(truth), "true clips": truth}
@@ -236,8 +239,8 @@ def measure(options: argparse.Namespace) -> None:
         drawn = draw(pipe, truth, moved.captions, settings)
         seconds = (time.perf_counter() - start) / len(truth)
         rows.append(row := {**setting, **compare(drawn, moved, similarity), "seconds_per_clip": seconds})
-        steps, text, image, eta = settings.values()
-        print_row(f"{sampler or 'own':<9}{steps:>7}{text:>6g}{image:>7g}{eta:>5g}", row)
+        steps, text, image, eta, stop = settings.values()
+        print_row(f"{sampler or 'own':<9}{steps:>7}{text:>6g}{image:>7g}{eta:>5g}{stop:>6g}", row)
     if options.sheet is not None:
         save_sheet(options.sheet, [clip for pair in zip(truth, drawn) for clip in pair])
     if options.json is not None:

@@ -241,6 +241,9 @@ def add_generate(commands: "argparse._SubParsersAction[Parser]") -> None:
     tuning.add_argument(
         "--image-guidance-scale", metavar="X", type=number(float, 0, 100), help="weight of the pictures"
     )
+    tuning.add_argument(
+        "--guidance-stop", metavar="X", type=number(float, 0, 1), help="share of the steps in which both count"
+    )
     tuning.add_argument("--eta", metavar="X", type=number(float, 0, 1), help="share of fresh noise in each step")
 
 

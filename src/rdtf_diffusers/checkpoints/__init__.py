@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 SETTINGS_FILE = "generation.json"
-SETTINGS = ("num_inference_steps", "guidance_scale", "image_guidance_scale", "eta")
+SETTINGS = ("num_inference_steps", "guidance_scale", "image_guidance_scale", "guidance_stop", "eta")
 CONTINUATION = "continuation_"  # before the name of a scale: its value where several frames are known
 ALL_SETTINGS = (*SETTINGS, f"{CONTINUATION}guidance_scale", f"{CONTINUATION}image_guidance_scale")
 
@@ -38,7 +38,8 @@ def generation_settings(model: str | Path) -> dict[str, float]:
 
     Raises:
         ValueError: if the file holds anything but numbers for "num_inference_steps", "guidance_scale",
-            "image_guidance_scale", "eta", "continuation_guidance_scale" and "continuation_image_guidance_scale".
+            "image_guidance_scale", "guidance_stop", "eta", "continuation_guidance_scale" and
+            "continuation_image_guidance_scale".
         OSError: if the Hub cannot be reached and the cache does not know whether there is such a file.
     """
     if Path(model).is_dir():

@@ -23,6 +23,8 @@ from torch import nn
 CELL = 8  # pixels of a side of a square that is matched as one
 RIDGE = 1e-3  # added to the spread of the cells, so that a fit to few of them is steady
 FADING = 8.0  # what an opacity's logit loses where nothing is shown
+OUTLINE = 0.1  # how far an outline may be from the drawn one, see `outline_distance`
+REACHES = 3, 5, 9, 17  # sides of the squares, one after the other, in which clear pixels look for a colour
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
 
@@ -93,6 +95,34 @@ def shown_share(drawn: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
     return (shown / whole.clamp(min=1e-3)).clamp(0, 1)
 
 
+def outline_distance(frames: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """How far outlines are from the drawn ones, (N, 1), both premultiplied RGBA (N, 4, H, W).
+
+    The mean absolute difference of alpha, as a share of the drawn mean. Alpha is averaged over squares of 8x8 pixels,
+    so that a dent of a pixel or two hardly counts.
+    """
+    ours, theirs = (F.avg_pool2d(x[:, 3:], CELL, stride=CELL // 2).flatten(1) for x in (frames, drawn))
+    return (ours - theirs).abs().mean(dim=1, keepdim=True) / theirs.mean(dim=1, keepdim=True).clamp(min=1e-3)
+
+
+def colour_drawn(frames: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Drawn outlines with the colours of other frames, all premultiplied RGBA (N, 4, H, W).
+
+    Clear pixels of `frames` take the mean colour of opaque ones around; where there is none near, the drawn colour
+    stays.
+    """
+    opaque = frames[:, 3:] > 0.5
+    colours = torch.where(opaque, frames[:, :3] / frames[:, 3:].clamp(min=0.5), 0.0)
+    found = opaque.to(frames.dtype)
+    for size in REACHES:
+        near, share = (F.avg_pool2d(x, size, stride=1, padding=size // 2) for x in (colours, found))
+        new = (found == 0) & (share > 0)
+        colours = torch.where(new, near / share.clamp(min=1e-6), colours)
+        found = torch.where(new, 1.0, found)
+    alpha = drawn[:, 3:]
+    return torch.cat([torch.where(found > 0, colours * alpha, drawn[:, :3]), alpha], dim=1)
+
+
 class RefinedFrames(NamedTuple):
     """N hidden frames.
 
@@ -104,7 +134,8 @@ class RefinedFrames(NamedTuple):
         still: the same, the known frames before and after blended as they are; the nearest one, where it is alone.
         shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
         still_share: (N, 1, H, W), how much is `still`, against the mix of these; 0 but between two known frames.
-        mixed: `refined` without `still`.
+        mixed: `refined` without `still`: the sum of the shares or, if there is alpha and their outline is far from
+            the drawn one, that one with their colours.
     """
 
     refined: torch.Tensor
@@ -142,7 +173,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     the known frame that a cell matches, and a correction at twice that resolution, say from where every pixel comes,
     as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
     drawn. Most stickers move as a whole, and the outline of what was drawn is dented, so that the affine motion that
-    fits all cells best is tried as well. Between two known frames the network also says where nothing moves, or so
+    fits all cells best is tried as well. Where neither has the outline of what was drawn, as in a flag that waves, the
+    known frames give the colours alone. Between two known frames the network also says where nothing moves, or so
     little that these two, blended as they are, come closer.
 
     Args:
@@ -300,6 +332,9 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         pixels = pixels.float()
         shares = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1).softmax(dim=1)  # what was drawn has 0
         mixed = (shares[:, :, None] * torch.cat([candidates, pixels[:, None]], dim=1)).sum(dim=1)
+        if self.config.in_channels == 4:
+            bent = outline_distance(mixed, pixels) > OUTLINE
+            mixed = torch.where(bent[:, :, None, None], colour_drawn(mixed, pixels), mixed)
         past, gap = (x % condition_mask.shape[1] for x in (frame - before, after - before))  # around a loop's end
         ends = given[clip, before].float(), given[clip, after].float()
         still = torch.lerp(*ends, (past / gap.clamp(min=1))[:, None, None, None])

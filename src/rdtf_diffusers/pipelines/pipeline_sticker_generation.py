@@ -399,6 +399,7 @@ class StickerGenerationPipeline(
         width: int,
         num_inference_steps: int,
         num_videos_per_prompt: int,
+        guidance_stop: float,
         eta: float,
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
@@ -426,8 +427,9 @@ class StickerGenerationPipeline(
         for name, value in (("height", height), ("width", width)):
             if not isinstance(value, int) or value < 1 or value % cell:
                 raise ValueError(f"`{name}` must be a positive multiple of {cell}, but is {value}.")
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"`eta` must lie between 0 and 1, but is {eta}.")
+        for name, value in (("guidance_stop", guidance_stop), ("eta", eta)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"`{name}` must lie between 0 and 1, but is {value}.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', but is {output_type!r}.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
@@ -450,6 +452,7 @@ class StickerGenerationPipeline(
         text_gates: tuple[torch.Tensor, torch.Tensor],
         image_embeds: list[tuple[torch.Tensor, torch.Tensor]],
         continues: torch.Tensor,
+        guided: bool = True,
     ) -> torch.Tensor:
         """The guided noise (B, C, F, h, w): all passes of [`guidance_passes`] in one batch.
 
@@ -459,6 +462,7 @@ class StickerGenerationPipeline(
             condition_latents: (B, C, F, h, w).
             text_gates, image_embeds: pairs without and with text, and the same for each IP-Adapter.
             continues: (B,) bool, which clips have several known frames, and with them the scales for that.
+            guided: False takes all scales as 1, which is one pass.
         """
         latents = self.scheduler.scale_model_input(tensors["latents"], timestep)
         num_frames, window = latents.shape[2], self.unet.config.num_frames
@@ -467,11 +471,9 @@ class StickerGenerationPipeline(
             "has_frames": bool(condition_latents.any()),
             "has_text": bool(image_embeds or any(gate.any() for gate in text_gates)),
         }
-        passes = merge_passes(
-            guidance_passes(self.guidance_scale, self.image_guidance_scale, **given),
-            guidance_passes(*self.continuation_scales, **given),
-            continues,
-        )
+        scales = (self.guidance_scale, self.image_guidance_scale), self.continuation_scales
+        usual, continuing = (guidance_passes(*(pair if guided else (1.0, 1.0)), **given) for pair in scales)
+        passes = merge_passes(usual, continuing, continues)
 
         def stack(dropped: torch.Tensor | None, given: torch.Tensor | None) -> torch.Tensor | None:
             return None if given is None else torch.cat([given if p.use_text else dropped for p in passes])
@@ -501,6 +503,7 @@ class StickerGenerationPipeline(
         image_embeds: list[tuple[torch.Tensor, torch.Tensor]],
         scales: tuple[float, float, tuple[float | None, float | None]],
         num_inference_steps: int,
+        guidance_stop: float,
         eta: float,
         generator: torch.Generator | list[torch.Generator] | None,
         callback: Callable[..., dict[str, Any]] | None = None,
@@ -525,13 +528,14 @@ class StickerGenerationPipeline(
             if begin and hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(begin)
             timesteps = self.scheduler.timesteps[begin:]
+            guided = round(guidance_stop * len(self.scheduler.timesteps)) - begin
             self._num_timesteps = len(timesteps)
             with self.progress_bar(total=self._num_timesteps) as progress_bar:
                 for step, timestep in enumerate(timesteps):
                     if self.interrupt:
                         break
                     noise = self.predict_noise(
-                        tensors, timestep, condition_latents, text_gates, image_embeds, continues
+                        tensors, timestep, condition_latents, text_gates, image_embeds, continues, step < guided
                     )
                     tensors["latents"] = self.scheduler.step(
                         noise, timestep, tensors["latents"], **extra_step_kwargs
@@ -595,6 +599,7 @@ class StickerGenerationPipeline(
         image_guidance_scale: float = 7.5,
         continuation_guidance_scale: float | None = None,
         continuation_image_guidance_scale: float | None = None,
+        guidance_stop: float = 1.0,
         negative_prompt: str | list[str] | None = None,
         num_videos_per_prompt: int = 1,
         eta: float = 1.0,
@@ -637,6 +642,8 @@ class StickerGenerationPipeline(
             continuation_guidance_scale, continuation_image_guidance_scale: the same where several frames are known: in
                 interpolation and prediction, and in the windows of long clips and loops that go on from others. None:
                 as the others.
+            guidance_stop: share of the steps, from the first on, in which the scales count; in the others each is 1,
+                which takes one pass.
             negative_prompt: what to stay away from, in place of "no text".
             num_videos_per_prompt: clips per prompt, next to each other in the output.
             eta: noise that is added again in each step, 0 (none) to 1; only for schedulers that know it (DDIM).
@@ -682,6 +689,7 @@ class StickerGenerationPipeline(
             width,
             num_inference_steps,
             num_videos_per_prompt,
+            guidance_stop,
             eta,
             output_type,
             callback_on_step_end_tensor_inputs,
@@ -724,6 +732,7 @@ class StickerGenerationPipeline(
             image_embeds=image_embeds,
             scales=(self._guidance_scale, self._image_guidance_scale, self._continuation_scales),
             num_inference_steps=num_inference_steps,
+            guidance_stop=guidance_stop,
             eta=eta,
             generator=generator,
             callback=callback_on_step_end,
