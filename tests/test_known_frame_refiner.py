@@ -6,10 +6,13 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_pipeline
 
 from rdtf_diffusers import KnownFrameRefiner, StickerGenerationPipeline
+from rdtf_diffusers.models import known_frame_refiner as module
 from rdtf_diffusers.models.known_frame_refiner import (
+    colour_drawn,
     fit_affine,
     hidden_frames,
     nearest_known,
+    outline_distance,
     place_features,
     shown_share,
 )
@@ -122,6 +125,7 @@ def test_pixels_come_from_where_their_cells_match(monkeypatch):
         return places.expand(len(drawn), -1, -1, -1), torch.zeros(len(drawn), 32, *drawn.shape[2:])
 
     monkeypatch.setattr(refiner, "match", match)
+    monkeypatch.setattr(module, "OUTLINE", torch.inf)
     known = make_clips(1, 2, 16, 32)
     refined = refiner(torch.zeros_like(known), known, make_mask("10"))
     torch.testing.assert_close(refined[..., 1, :, :-4], known[..., 0, :, 4:], atol=1e-4, rtol=0)
@@ -191,6 +195,57 @@ def test_how_much_of_a_moved_picture_is_shown():
     torch.testing.assert_close(shown_share(drawn, moved), torch.tensor([[0.3], [0.0]]))
     assert shown_share(moved * 2, moved).eq(1).all() and not shown_share(moved, moved * 0).any()
     torch.testing.assert_close(shown_share(-moved[:, :3] * 0.3, -moved[:, :3]), torch.full((2, 1), 0.3))
+
+
+def test_how_far_outlines_are_from_the_drawn_ones():
+    drawn = torch.zeros(3, 4, 16, 24)
+    drawn[:, 3, :, :12] = 1.0
+    frames = drawn.clone()
+    frames[0, :3] = 0.7  # colours do not matter
+    frames[1, 3] *= 0.75
+    frames[2, 3] = 0.0
+    torch.testing.assert_close(outline_distance(frames, drawn), torch.tensor([[0.0], [0.25], [1.0]]))
+    frames[0, 3, 4, 11] = 0.0  # a small dent
+    assert 0 < outline_distance(frames, drawn)[0] < 0.02
+    assert outline_distance(frames, drawn * 0)[0] > 1  # something where nothing was drawn
+
+
+def test_drawn_outlines_take_the_colours_around():
+    """Held against pixel after pixel: the mean colour in the smallest square in which there is one."""
+    generator = torch.Generator().manual_seed(0)
+    alpha = torch.zeros(1, 24, 30)
+    alpha[:, 3:9, 4:8] = torch.rand(1, 6, 4, generator=generator)
+    frame = torch.cat([torch.rand(3, 24, 30, generator=generator) * alpha, alpha])
+    drawn = torch.rand(4, 24, 30, generator=generator)
+    found = {(y, x): frame[:3, y, x] / alpha[0, y, x] for y, x in (alpha[0] > 0.5).nonzero().tolist()}
+    for size in module.REACHES:
+        known, reach = dict(found), size // 2
+        for y in range(24):
+            for x in range(30):
+                near = [colour for (v, u), colour in known.items() if max(abs(v - y), abs(u - x)) <= reach]
+                if near:
+                    found.setdefault((y, x), torch.stack(near).mean(dim=0))
+    expected = drawn.clone()
+    for (y, x), colour in found.items():
+        expected[:3, y, x] = colour * drawn[3, y, x]
+    assert 24 * 4 < len(found) < 24 * 30
+    torch.testing.assert_close(colour_drawn(frame[None], drawn[None])[0], expected)
+
+
+@torch.no_grad()
+def test_a_frame_that_known_ones_cannot_follow_keeps_its_outline():
+    refiner, mask = make_refiner(), make_mask("100")
+    drawn = torch.full((1, 4, 3, 24, 24), -1.0)
+    drawn[:, :, 1, 8:16] = drawn[:, :, 2, :, 8:16] = 1.0
+    known = -drawn.flip(2)
+    hidden = refiner.refine_hidden(drawn, known, mask)
+    candidates = torch.stack([hidden.warped, hidden.moved, hidden.drawn], dim=1)
+    mixed = (hidden.shares[:, :, None] * candidates).sum(dim=1)
+    assert outline_distance(mixed, hidden.drawn).min() > module.OUTLINE
+    torch.testing.assert_close(hidden.refined, colour_drawn(mixed, hidden.drawn))
+    rgb = make_refiner(in_channels=3).refine_hidden(drawn[:, :3], known[:, :3], mask)
+    candidates = torch.stack([rgb.warped, rgb.moved, rgb.drawn], dim=1)
+    torch.testing.assert_close(rgb.refined, (rgb.shares[:, :, None] * candidates).sum(dim=1))  # there is no outline
 
 
 def test_weights_of_another_version_are_refused(tmp_path):

@@ -23,7 +23,7 @@ from torch import nn
 CELL = 8  # pixels of a side of a square that is matched as one
 RIDGE = 1e-3  # added to the spread of the cells, so that a fit to few of them is steady
 FADING = 8.0  # what an opacity's logit loses where nothing is shown
-OUTLINE = 0.1  # how far an outline may be from the drawn one, see `outline_distance`
+OUTLINE = 0.05  # how far an outline may be from the drawn one, see `outline_distance`
 REACHES = 3, 5, 9, 17  # sides of the squares, one after the other, in which clear pixels look for a colour
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
