@@ -112,7 +112,7 @@ def colour_drawn(frames: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     stays.
     """
     opaque = frames[:, 3:] > 0.5
-    colours = torch.where(opaque, frames[:, :3] / frames[:, 3:].clamp(min=0.5), 0.0)
+    colours = torch.where(opaque, (frames[:, :3] / frames[:, 3:].clamp(min=0.5)).clamp(max=1.0), 0.0)
     found = opaque.to(frames.dtype)
     for size in REACHES:
         near, share = (F.avg_pool2d(x, size, stride=1, padding=size // 2) for x in (colours, found))
