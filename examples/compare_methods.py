@@ -54,7 +54,7 @@ from evaluation_measures import load_networks, make_rows, measure_table
 from evaluation_report import page_clips
 from safetensors import safe_open
 from source_domain import METADATA_FILE, write_source_pictures
-from step_trainer import positive_int
+from step_trainer import positive_int, share
 from tqdm.auto import tqdm
 from training_arguments import DefaultsHelp
 
@@ -101,8 +101,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add("--num_inference_steps", type=positive_int, help="Of samples; default of this and the next four: the parts'.")
     add("--guidance_scale", type=float, help="How much the words count.")
     add("--image_guidance_scale", type=float, help="How much the given frames count.")
-    add("--guidance_stop", type=float, help="Share of the steps in which these two count.")
-    add("--eta", type=float, help="Share of fresh noise.")
+    add("--guidance_stop", type=share, help="Share of the steps in which these two count.")
+    add("--eta", type=share, help="Share of fresh noise.")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Of trainings. Default: what accelerate has set.")
     add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="Of what draws the samples.")
     add("--features", nargs="*", default=["sticker"], help='"sticker", i3d:FILE, videomae:ID, frames:ID; for Frechet.')

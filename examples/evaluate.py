@@ -55,7 +55,7 @@ from evaluation_measures import (
     try_measures,
 )
 from evaluation_report import markdown, model_index, page, page_clips
-from step_trainer import positive_int
+from step_trainer import positive_int, share
 from torch.utils.data import ConcatDataset
 from tqdm.auto import tqdm
 from training_arguments import DefaultsHelp
@@ -104,8 +104,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     )
     add("--guidance_scale", type=float, help="How much the words count.")
     add("--image_guidance_scale", type=float, help="How much the given frames count.")
-    add("--guidance_stop", type=float, help="Share of the steps in which these two count.")
-    add("--eta", type=float, help="Share of fresh noise.")
+    add("--guidance_stop", type=share, help="Share of the steps in which these two count.")
+    add("--eta", type=share, help="Share of fresh noise.")
     add("--dtype", choices=["float32", "float16", "bfloat16"], help="Default: float16 on CUDA, else float32.")
     add("--batch_size", type=positive_int, default=8, help="Clips that are drawn or measured together.")
     add("--features", nargs="*", default=["sticker"], help='"sticker", i3d:FILE, videomae:ID, frames:ID; for Frechet.')

@@ -45,6 +45,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {value:g}")
+    return value
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
     """Adds what every run takes; `defaults` are the model's own."""
     parser.add_argument("--train_data_dir", nargs="+", required=True, help="Folders with metadata.jsonl, or Hub ids.")

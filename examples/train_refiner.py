@@ -208,7 +208,7 @@ def drawn_like_this(file: Path, drawn_by: str) -> bool:
 
 
 def call_settings(args: argparse.Namespace) -> dict[str, float | None]:
-    """Steps, scales and eta of the pipeline's calls."""
+    """Steps, scales, their end and eta of the pipeline's calls."""
     parameters = inspect.signature(StickerGenerationPipeline.__call__).parameters
     given = {} if args.num_inference_steps is None else {"num_inference_steps": args.num_inference_steps}
     own = override_settings(generation_settings(args.pretrained_model_name_or_path), given)

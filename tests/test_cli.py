@@ -1,5 +1,6 @@
 """`rdtf-diffusers`: what its commands pass on, what they write, and how they refuse."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -238,6 +239,17 @@ def test_settings_that_cannot_be_asked_for_are_not_taken_for_none(monkeypatch, c
 def test_no_such_device(device):
     with pytest.raises(ValueError, match=f"--device {device}"):
         command.load_pipeline("never looked at", device, None)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_again_after_loading(monkeypatch, enabled):
+    calls = []
+    monkeypatch.setattr(gc, "isenabled", lambda: enabled)
+    monkeypatch.setattr(gc, "disable", lambda: calls.append("disable"))
+    monkeypatch.setattr(gc, "enable", lambda: calls.append("enable"))
+    with pytest.raises(ValueError, match="--device nonsense"):
+        command.load_pipeline("never looked at", "nonsense", None)
+    assert calls == ["disable", "enable"][: 1 + enabled]
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif"])

@@ -129,6 +129,7 @@ def test_a_job_that_fails_says_why(script, base, stickers, tmp_path, capsys):
     [
         ("--clips 8", "--clips must be at least 4 batches"),
         ("--methods lora", "invalid choice"),
+        ("--guidance_stop 2", "must be from 0 to 1, got 2"),
         ("--output_dir", "expected one argument"),
     ],
 )

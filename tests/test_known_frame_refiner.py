@@ -15,6 +15,7 @@ from rdtf_diffusers.models.known_frame_refiner import (
     outline_distance,
     place_features,
     shown_share,
+    without_haze,
 )
 
 
@@ -215,10 +216,12 @@ def test_drawn_outlines_take_the_colours_around():
     generator = torch.Generator().manual_seed(0)
     alpha = torch.zeros(1, 24, 30)
     alpha[:, 3:9, 4:8] = torch.rand(1, 6, 4, generator=generator)
+    alpha[0, 5, 6] = 0.8
     frame = torch.cat([torch.rand(3, 24, 30, generator=generator) * alpha, alpha])
-    drawn = torch.rand(4, 24, 30, generator=generator)
     frame[0, 5, 6] = 1.0  # more than its alpha: as much as there can be
-    found = {(y, x): (frame[:3, y, x] / alpha[0, y, x]).clamp(max=1) for y, x in (alpha[0] > 0.5).nonzero().tolist()}
+    drawn = torch.rand(4, 24, 30, generator=generator)
+    places = (alpha[0] > module.CLEAR).nonzero().tolist()
+    found = {(y, x): (frame[:3, y, x] / alpha[0, y, x]).clamp(max=1) for y, x in places}
     for size in module.REACHES:
         known, reach = dict(found), size // 2
         for y in range(24):
@@ -233,20 +236,43 @@ def test_drawn_outlines_take_the_colours_around():
     torch.testing.assert_close(colour_drawn(frame[None], drawn[None])[0], expected)
 
 
+def test_half_transparent_parts_keep_their_colour():
+    frame = torch.zeros(1, 4, 16, 16)
+    frame[:, 0, 2:8, 4:12] = frame[:, 3, 2:8, 4:12] = 1.0  # red
+    frame[:, :3, 8:12, 4:12], frame[:, 3, 8:12, 4:12] = 0.1, 0.4  # and a grey shadow
+    torch.testing.assert_close(colour_drawn(frame, frame), frame)
+    torch.testing.assert_close(colour_drawn(frame * 0.3, frame)[0, :, :8], frame[0, :, :8])  # faded
+
+
+def test_haze_is_taken_off():
+    levels = torch.tensor([0.0, 0.04, 0.05, 0.5, 0.95, 1.0])
+    drawn = torch.stack([levels * 0.5, levels, levels * 0, levels])[None, :, None]
+    clean = without_haze(drawn)[0, :, 0]
+    torch.testing.assert_close(clean[3], torch.tensor([0, 0, 0, 0.5, 1, 1]))
+    torch.testing.assert_close(clean[:3], torch.stack([clean[3] * 0.5, clean[3], clean[3] * 0]))
+
+
 @torch.no_grad()
-def test_a_frame_that_known_ones_cannot_follow_keeps_its_outline():
-    refiner, mask = make_refiner(), make_mask("100")
-    drawn = torch.full((1, 4, 3, 24, 24), -1.0)
-    drawn[:, :, 1, 8:16] = drawn[:, :, 2, :, 8:16] = 1.0
-    known = -drawn.flip(2)
+def test_frames_that_known_ones_cannot_follow_keep_their_outline():
+    """The others are the sum of the shares."""
+    refiner, mask = KnownFrameRefiner(channels=16, attention_head_dim=8), make_mask("1000")
+    known = torch.full((1, 4, 4, 24, 24), -1.0)
+    known[..., 8:16, 4:20] = 1.0
+    drawn = known * 0.97  # hazy
+    drawn[:, :, 2] = drawn[:, :, 2].mT * 0.5 + 0.2
+
+    def mix(hidden):
+        candidates = torch.stack([hidden.warped, hidden.moved, hidden.drawn], dim=1)
+        return (hidden.shares[:, :, None] * candidates).sum(dim=1)
+
     hidden = refiner.refine_hidden(drawn, known, mask)
-    candidates = torch.stack([hidden.warped, hidden.moved, hidden.drawn], dim=1)
-    mixed = (hidden.shares[:, :, None] * candidates).sum(dim=1)
-    assert outline_distance(mixed, hidden.drawn).min() > module.OUTLINE
-    torch.testing.assert_close(hidden.refined, colour_drawn(mixed, hidden.drawn))
+    mixed, outlined = mix(hidden), without_haze(hidden.drawn)
+    bent = outline_distance(mixed, outlined)[:, 0] > module.OUTLINE
+    assert bent.tolist() == [False, True, False]
+    expected = torch.where(bent[:, None, None, None], colour_drawn(mixed, outlined), mixed)
+    torch.testing.assert_close(hidden.refined, expected)
     rgb = make_refiner(in_channels=3).refine_hidden(drawn[:, :3], known[:, :3], mask)
-    candidates = torch.stack([rgb.warped, rgb.moved, rgb.drawn], dim=1)
-    torch.testing.assert_close(rgb.refined, (rgb.shares[:, :, None] * candidates).sum(dim=1))  # there is no outline
+    torch.testing.assert_close(rgb.refined, mix(rgb))  # there is no outline
 
 
 def test_weights_of_another_version_are_refused(tmp_path):
@@ -294,9 +320,11 @@ def test_known_frames_are_blended_as_they_are_only_between_two():
     assert refiner.still_trust[0].weight.grad is not None
 
 
+@pytest.mark.parametrize("outline", [module.OUTLINE, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision(dtype):
+def test_half_precision(dtype, outline, monkeypatch):
+    monkeypatch.setattr(module, "OUTLINE", outline)
     refiner, drawn, known, mask = make_refiner(), make_clips(), make_clips().flip(2), make_mask("01001", "10000")
     expected = refiner(drawn, known, mask)
     halved = refiner.to(dtype)(drawn, known, mask)

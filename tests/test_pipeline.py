@@ -11,6 +11,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
 )
 from tiny_models import (
     SECOND_TEXT_WIDTH,
@@ -315,6 +316,39 @@ def test_guided_noise_is_the_formula(pipe, monkeypatch):
     torch.testing.assert_close(taken[1], nothing + 4.0 * (both - nothing), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("stop", "passes"), [(0.0, [1] * 4), (0.5, [3, 3, 1, 1]), (0.7, [3] * 3 + [1]), (1.0, [3] * 4)]
+)
+def test_guidance_ends_after_its_share_of_the_steps(pipe, monkeypatch, stop, passes):
+    """From there on as with scales of 1, in all windows and with several known frames, too."""
+    picture = draw_sticker(1)
+    call = {"num_inference_steps": 4, "guidance_scale": 3, "image_guidance_scale": 2, "continuation_guidance_scale": 4}
+
+    def end(pipe, step, timestep, tensors):
+        if step + 1 == passes.count(3):
+            pipe._guidance_scale = pipe._image_guidance_scale = 1
+            pipe._continuation_scales = 1, 1
+        return tensors
+
+    scales = {"continuation_guidance_scale": 1, "guidance_scale": 1, "image_guidance_scale": 1} if not stop else {}
+    expected = run(pipe, "a dog", image=picture, num_frames=12, **call | scales, callback_on_step_end=end)
+    spy = Spy(pipe, monkeypatch)
+    stopped = run(pipe, "a dog", image=picture, num_frames=12, **call, guidance_stop=stop)
+    assert spy.passes() == passes * 2
+    torch.testing.assert_close(stopped, expected)
+
+
+def test_no_step_of_a_second_order_scheduler_is_half_guided(pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "scheduler", HeunDiscreteScheduler.from_config(pipe.scheduler.config))
+    for stop, guided in ((0.5, 4), (0.6, 4), (0.7, 6), (1.0, 7)):
+        spy = Spy(pipe, monkeypatch)
+        run(pipe, "a dog", num_inference_steps=4, guidance_scale=3, guidance_stop=stop)
+        assert spy.passes() == [2] * guided + [1] * (7 - guided)
+    spy = Spy(pipe, monkeypatch)
+    run(pipe, "a dog", num_inference_steps=1, guidance_scale=3, guidance_stop=0.5)
+    assert spy.passes() == [2]  # half of a step is one
+
+
 # --- batches, generators, noise
 
 
@@ -500,28 +534,6 @@ def test_several_known_frames_have_scales_of_their_own(pipe, monkeypatch):
 
 
 # --- autoencoders and text encoders
-
-
-@pytest.mark.parametrize(
-    ("stop", "passes"), [(0.0, [1] * 4), (0.5, [3, 3, 1, 1]), (0.7, [3] * 3 + [1]), (1.0, [3] * 4)]
-)
-def test_guidance_ends_after_its_share_of_the_steps(pipe, monkeypatch, stop, passes):
-    """From there on as with scales of 1, in all windows and with several known frames, too."""
-    picture = draw_sticker(1)
-    call = {"num_inference_steps": 4, "guidance_scale": 3, "image_guidance_scale": 2, "continuation_guidance_scale": 4}
-
-    def end(pipe, step, timestep, tensors):
-        if step + 1 == passes.count(3):
-            pipe._guidance_scale = pipe._image_guidance_scale = 1
-            pipe._continuation_scales = 1, 1
-        return tensors
-
-    scales = {"continuation_guidance_scale": 1, "guidance_scale": 1, "image_guidance_scale": 1} if not stop else {}
-    expected = run(pipe, "a dog", image=picture, num_frames=12, **call | scales, callback_on_step_end=end)
-    spy = Spy(pipe, monkeypatch)
-    stopped = run(pipe, "a dog", image=picture, num_frames=12, **call, guidance_stop=stop)
-    assert spy.passes() == passes * 2
-    torch.testing.assert_close(stopped, expected)
 
 
 def make_autoencoder_tiny():

@@ -36,7 +36,7 @@ from rdtf_diffusers.metrics.similarity import StickerTextSimilarity
 from rdtf_diffusers.metrics.sticker_encoder import StickerEncoder
 
 
-SETTINGS = ("12,1,1,1", "12,2,1,1", "12,2,2,1", "12,2,2,0", "12,3,2,1", "20,2,2,1", "20,3,2,1")
+SETTINGS = ("12,2,1,1", "12,2,2,1", "12,2,2,0", "12,4,1,1", "12,4,1,1,0.5", "8,4,1,1,0.5", "20,4,1,1")
 
 
 SAMPLERS = {

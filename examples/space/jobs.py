@@ -110,8 +110,7 @@ def pipeline() -> StickerGenerationPipeline:
 
 @cache
 def defaults() -> dict[str, float]:
-    """Steps, scales and eta that suit the model, as far as visitors may set them; the paper's scales where it does not
-    say."""
+    """The settings that suit the model, as far as visitors may set them; the paper's scales where it does not say."""
     scales = {"guidance_scale": 7.5, "image_guidance_scale": 7.5, "eta": 1.0}
     settings = {"num_inference_steps": 25} | scales | generation_settings(MODEL)
     return settings | {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..checkpoints import SETTINGS, demo_checkpoint, generation_settings, override_settings
 from ..utils.files import write_whole
+from ..utils.memory import collection_paused
 from .output import report, slug, write_sidecar
 
 
@@ -131,6 +132,7 @@ def check_hub_id(model: str, argument: str = "--model") -> None:
         raise ValueError(f"{argument} {model}: no such folder, and no such (public) repository on the Hub") from error
 
 
+@collection_paused()
 def load_pipeline(model: str, device: str | None, dtype: str | None) -> "StickerGenerationPipeline":
     """The pipeline of a checkpoint on a device, by default the machine's accelerator if it has one.
 

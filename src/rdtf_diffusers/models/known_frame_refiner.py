@@ -7,7 +7,7 @@
 Not in the paper. A small UNet puts an outline where it belongs, but smears what is inside it, because a picture that
 moves by a part of a latent is quite another latent. So every drawn frame is matched with the nearest known frames
 before and after it, these are warped to it pixel by pixel and moved to it as wholes, and the network decides at every
-pixel what to take.
+pixel what to take. Where that leaves the drawn outline, the outline stays and the colours are taken.
 """
 
 from typing import Any, NamedTuple
@@ -24,6 +24,8 @@ CELL = 8  # pixels of a side of a square that is matched as one
 RIDGE = 1e-3  # added to the spread of the cells, so that a fit to few of them is steady
 FADING = 8.0  # what an opacity's logit loses where nothing is shown
 OUTLINE = 0.05  # how far an outline may be from the drawn one, see `outline_distance`
+HAZE = 0.05  # alpha that decoding adds to what is clear and takes from what is opaque
+CLEAR = 0.1  # alpha up to which a pixel has no colour to speak of
 REACHES = 3, 5, 9, 17  # sides of the squares, one after the other, in which clear pixels look for a colour
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
@@ -95,6 +97,13 @@ def shown_share(drawn: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
     return (shown / whole.clamp(min=1e-3)).clamp(0, 1)
 
 
+def without_haze(drawn: torch.Tensor) -> torch.Tensor:
+    """Premultiplied RGBA (N, 4, H, W) with clear pixels that are clear and opaque ones that are opaque."""
+    alpha = drawn[:, 3:]
+    clean = ((alpha - HAZE) / (1 - 2 * HAZE)).clamp(0, 1)
+    return torch.cat([drawn[:, :3] * (clean / alpha.clamp(min=HAZE)), clean], dim=1)
+
+
 def outline_distance(frames: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """How far outlines are from the drawn ones, (N, 1), both premultiplied RGBA (N, 4, H, W).
 
@@ -105,18 +114,23 @@ def outline_distance(frames: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     return (ours - theirs).abs().mean(dim=1, keepdim=True) / theirs.mean(dim=1, keepdim=True).clamp(min=1e-3)
 
 
+def square_mean(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Means over squares around every pixel, (N, C, H, W); outside there are zeros."""
+    across = F.avg_pool2d(x, (1, size), stride=1, padding=(0, size // 2))
+    return F.avg_pool2d(across, (size, 1), stride=1, padding=(size // 2, 0))
+
+
 def colour_drawn(frames: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Drawn outlines with the colours of other frames, all premultiplied RGBA (N, 4, H, W).
 
-    Clear pixels of `frames` take the mean colour of opaque ones around; where there is none near, the drawn colour
-    stays.
+    Clear pixels of `frames` take the mean colour of others around; where there is none near, the drawn colour stays.
     """
-    opaque = frames[:, 3:] > 0.5
-    colours = torch.where(opaque, (frames[:, :3] / frames[:, 3:].clamp(min=0.5)).clamp(max=1.0), 0.0)
-    found = opaque.to(frames.dtype)
+    shown = frames[:, 3:] > CLEAR
+    colours = torch.where(shown, (frames[:, :3] / frames[:, 3:].clamp(min=CLEAR)).clamp(max=1.0), 0.0)
+    found = shown.to(frames.dtype)
     for size in REACHES:
-        near, share = (F.avg_pool2d(x, size, stride=1, padding=size // 2) for x in (colours, found))
-        new = (found == 0) & (share > 0)
+        near, share = (square_mean(x, size) for x in (colours, found))
+        new = (found == 0) & (share > 0.5 / size**2)  # at least one
         colours = torch.where(new, near / share.clamp(min=1e-6), colours)
         found = torch.where(new, 1.0, found)
     alpha = drawn[:, 3:]
@@ -135,7 +149,7 @@ class RefinedFrames(NamedTuple):
         shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
         still_share: (N, 1, H, W), how much is `still`, against the mix of these; 0 but between two known frames.
         mixed: `refined` without `still`: the sum of the shares or, if there is alpha and their outline is far from
-            the drawn one, that one with their colours.
+            the drawn one, that one with their colours, without haze.
     """
 
     refined: torch.Tensor
@@ -333,8 +347,9 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         shares = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1).softmax(dim=1)  # what was drawn has 0
         mixed = (shares[:, :, None] * torch.cat([candidates, pixels[:, None]], dim=1)).sum(dim=1)
         if self.config.in_channels == 4:
-            bent = outline_distance(mixed, pixels) > OUTLINE
-            mixed = torch.where(bent[:, :, None, None], colour_drawn(mixed, pixels), mixed)
+            outlined = without_haze(pixels)
+            bent = (outline_distance(mixed, outlined) > OUTLINE)[:, 0].nonzero()[:, 0]
+            mixed = mixed.index_copy(0, bent, colour_drawn(mixed[bent], outlined[bent]))
         past, gap = (x % condition_mask.shape[1] for x in (frame - before, after - before))  # around a loop's end
         ends = given[clip, before].float(), given[clip, after].float()
         still = torch.lerp(*ends, (past / gap.clamp(min=1))[:, None, None, None])

@@ -528,7 +528,8 @@ class StickerGenerationPipeline(
             if begin and hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(begin)
             timesteps = self.scheduler.timesteps[begin:]
-            guided = round(guidance_stop * len(self.scheduler.timesteps)) - begin
+            steps = math.ceil(len(self.scheduler.timesteps) / self.scheduler.order)
+            guided = int(guidance_stop * steps + 0.5) * self.scheduler.order - begin
             self._num_timesteps = len(timesteps)
             with self.progress_bar(total=self._num_timesteps) as progress_bar:
                 for step, timestep in enumerate(timesteps):
@@ -642,8 +643,8 @@ class StickerGenerationPipeline(
             continuation_guidance_scale, continuation_image_guidance_scale: the same where several frames are known: in
                 interpolation and prediction, and in the windows of long clips and loops that go on from others. None:
                 as the others.
-            guidance_stop: share of the steps, from the first on, in which the scales count; in the others each is 1,
-                which takes one pass.
+            guidance_stop: share of the steps, from the first on, in which the scales count; in the others all are 1,
+                also those that a callback sets, which takes one pass.
             negative_prompt: what to stay away from, in place of "no text".
             num_videos_per_prompt: clips per prompt, next to each other in the output.
             eta: noise that is added again in each step, 0 (none) to 1; only for schedulers that know it (DDIM).
