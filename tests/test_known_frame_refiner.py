@@ -255,6 +255,7 @@ def test_haze_is_taken_off():
 @torch.no_grad()
 def test_frames_that_known_ones_cannot_follow_keep_their_outline():
     """The others are the sum of the shares."""
+    torch.manual_seed(0)
     refiner, mask = KnownFrameRefiner(channels=16, attention_head_dim=8), make_mask("1000")
     known = torch.full((1, 4, 4, 24, 24), -1.0)
     known[..., 8:16, 4:20] = 1.0
