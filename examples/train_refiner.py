@@ -8,7 +8,7 @@ samples, with the settings that it comes with, and decoded. The refiner learns t
 frame leaves open how a clip goes on, so that there sampling begins with noisy latents of the truth
 (`--min_strength`); between several known frames it begins with nothing but noise. Drawing takes most of the time, so
 that for every batch that is drawn there are `--updates_per_batch` steps, the others on earlier batches, which lie in
-the output folder.
+the output folder. The interpolator between several known frames needs no drawing and sees new clips in every step.
 """
 
 import argparse
@@ -45,6 +45,9 @@ TASK_SHARES = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "post
 SMEARED = 1.25  # how much worse an error looks in drawn pixels than in those of known frames, which are crisp
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
 KEPT = 64  # batches that are kept
+# How often what is no picture set in motion is mirrored, runs backwards, has its colours swapped.
+MIRRORED, BACKWARDS, SWAPPED = 0.5, 0.3, 0.5
+BY_HEART = 0.07  # structural similarity that a drawing of an animation loses where the UNet has not seen it
 DRAWING_ARGUMENTS = (
     "seed",
     "train_batch_size",
@@ -70,6 +73,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trainable_modules", nargs="+", default=[], help="Of a given refiner; by default all.")
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
     parser.add_argument("--num_layers", type=positive_int, default=2, help="Layers of a new one's transformer.")
+    parser.add_argument("--interpolator_channels", type=positive_int, default=80, help="Width of its interpolator.")
     parser.add_argument("--num_inference_steps", type=positive_int, help="Default: what the pipeline comes with.")
     parser.add_argument(
         "--min_strength", type=float, default=0.6, help="Least share of the steps with one known frame; else all."
@@ -79,7 +83,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if not 0 <= parsed.procedural_fraction <= 1:
         parser.error(f"--procedural_fraction must be between 0 and 1, got {parsed.procedural_fraction}")
-    for name in ("channels", "num_layers") if parsed.refiner_model_name_or_path else ():
+    for name in ("channels", "num_layers", "interpolator_channels") if parsed.refiner_model_name_or_path else ():
         if getattr(parsed, name) != parser.get_default(name):
             parser.error(f"--{name}: a given refiner has its own")
     for name in ("task_weights", "motion_weights"):
@@ -109,7 +113,9 @@ def make_refiner(args: argparse.Namespace, in_channels: int) -> KnownFrameRefine
         ValueError: the given one is for other channels, or lacks one of `--trainable_modules`.
     """
     if args.refiner_model_name_or_path is None:
-        return KnownFrameRefiner(in_channels, args.channels, args.num_layers)
+        return KnownFrameRefiner(
+            in_channels, args.channels, args.num_layers, interpolator_channels=args.interpolator_channels
+        )
     refiner = KnownFrameRefiner.from_pretrained(args.refiner_model_name_or_path, dtype=torch.float32)
     if refiner.config.in_channels != in_channels:
         name, channels = args.refiner_model_name_or_path, refiner.config.in_channels
@@ -124,6 +130,24 @@ def make_refiner(args: argparse.Namespace, in_channels: int) -> KnownFrameRefine
     return refiner
 
 
+def vary(clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Every second frame (F, C, H, W) of a clip (2 F, C, H, W), which may be mirrored, backwards, in other colours.
+
+    There are few animations, and a UNet knows those that it was trained on by heart. Their drawings would not show how
+    it draws others. They are not cut, because animations of a few frames, each shown for long, have a rhythm.
+    """
+    clip = clip[int(torch.randint(2, (), generator=generator)) :: 2]
+    mirrored, backwards, swapped = torch.rand(3, generator=generator).tolist()
+    if mirrored < MIRRORED:
+        clip = clip.flip(3)
+    if backwards < BACKWARDS:
+        clip = clip.flip(0)
+    if swapped < SWAPPED:
+        order = torch.randperm(3, generator=generator)
+        clip = torch.cat([clip[:, order], clip[:, 3:]], dim=1)
+    return clip
+
+
 def draw_masks(
     collator: DualMaskCollator, shares: Sequence[float], count: int, generator: torch.Generator
 ) -> torch.Tensor:
@@ -135,14 +159,24 @@ def draw_masks(
 
 
 class Refinement(nn.Module):
-    """The hidden frames of a batch, refined, in one forward, so that it can be wrapped for several processes."""
+    """The hidden frames of batches, in one forward, so that it can be wrapped for several processes."""
 
     def __init__(self, refiner: KnownFrameRefiner):
         super().__init__()
         self.refiner = refiner
 
-    def forward(self, drawn: torch.Tensor, clips: torch.Tensor, condition_mask: torch.Tensor) -> RefinedFrames:
-        return self.refiner.refine_hidden(drawn, clips, condition_mask)
+    def forward(
+        self,
+        drawings: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+        clips: torch.Tensor | None,
+        condition_mask: torch.Tensor | None,
+    ) -> tuple[RefinedFrames | None, torch.Tensor | None]:
+        """Drawings, if any, refined, and the hidden frames of `clips`, if any, interpolated."""
+        hidden = None if drawings is None else self.refiner.refine_hidden(*drawings)
+        if clips is None:
+            return hidden, None
+        known, place = (clips.transpose(1, 2) + 1) / 2, hidden_frames(condition_mask)
+        return hidden, self.refiner.interpolate(known, condition_mask, place, soft=True)[0]
 
 
 def reconstruction_loss(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -167,18 +201,24 @@ def tolerant_error(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return best
 
 
-def still_error(hidden: RefinedFrames, truth: torch.Tensor) -> torch.Tensor:
-    """How far the frames are from the truth, a scalar, for the choice between `still` and `mixed`, all that it moves.
+def interpolation_error(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """One minus the structural similarity, and L1."""
+    return 1 - structural_similarity_index_measure(output, truth, data_range=1.0) + (output - truth).abs().mean()
+
+
+def trust_error(hidden: RefinedFrames, truth: torch.Tensor, by_heart: torch.Tensor) -> torch.Tensor:
+    """How far the frames are from the truth, a scalar, for the choice of `interpolated` or `mixed`, all that it moves.
 
     One minus the structural similarity, without a tolerance: by that a frame that stands still would be as good as one
-    that moves a little.
+    that moves a little. Drawings of frames that the UNet knows `by_heart`, (N,) bool, lose what they would elsewhere.
     """
     with torch.no_grad():
-        still, mixed = (
-            structural_similarity_index_measure(frames.float(), truth, data_range=1.0, return_full_image=True)[1]
-            for frames in (hidden.still, hidden.mixed)
+        interpolated, mixed = (
+            structural_similarity_index_measure(frames.float(), truth, data_range=1.0, reduction="none")
+            for frames in (hidden.interpolated, hidden.mixed)
         )
-    return (1 - torch.lerp(mixed, still, hidden.still_share)).mean()
+    mixed = mixed - BY_HEART * by_heart
+    return (1 - torch.lerp(mixed, interpolated, hidden.interpolated_share.flatten())).mean()
 
 
 def with_gradients(frames: torch.Tensor) -> torch.Tensor:
@@ -215,6 +255,28 @@ def call_settings(args: argparse.Namespace) -> dict[str, float | None]:
     return {name: own.get(name, parameters[name].default) for name in ALL_SETTINGS}
 
 
+def hidden_truth(clips: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The hidden frames (N, C, H, W) in [0, 1] of clips (B, C, F, H, W) in [-1, 1]."""
+    return ((clips.transpose(1, 2) + 1) / 2)[hidden_frames(masks)]
+
+
+def refinement_loss(
+    hidden: RefinedFrames, truth: torch.Tensor, by_heart: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What is lost by moving the known frames and by choosing among all, and what it is made of."""
+    warping, moving = (reconstruction_loss(x, truth) for x in (hidden.warped, hidden.moved))
+    with torch.no_grad():
+        errors = torch.cat([tolerant_error(x, truth) for x in (hidden.warped, hidden.moved, hidden.drawn)], dim=1)
+    factors = torch.tensor([1.0, 1.0, SMEARED], device=truth.device)[:, None, None]
+    shares = F.avg_pool2d(hidden.shares, 2)
+    choice, trust = (shares * factors * errors).sum(dim=1).mean(), trust_error(hidden, truth, by_heart)
+    logs = {"warping": warping, "moving": moving, "choice": choice, "trust": trust}
+    for number, name in enumerate(("warped", "moved", "drawn")):
+        logs |= {name: errors[:, number].mean(), f"{name}_share": shares[:, number].mean()}
+    logs["interpolated_share"] = hidden.interpolated_share.mean()
+    return warping + moving + 2 * (choice + trust), logs
+
+
 class Trainer(StepTrainer):
     """One training run: clips, the frozen pipeline, the refiner and its moving average."""
 
@@ -223,7 +285,9 @@ class Trainer(StepTrainer):
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
-        self.pipeline = StickerGenerationPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=dtype)
+        self.pipeline = StickerGenerationPipeline.from_pretrained(
+            args.pretrained_model_name_or_path, dtype=dtype, refiner=None
+        )
         self.pipeline.to(self.accelerator.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.settings = call_settings(args)
@@ -231,12 +295,12 @@ class Trainer(StepTrainer):
         frames, channels = config.num_frames, self.pipeline.vae.config.in_channels
         size = config.sample_size * self.pipeline.vae_scale_factor
         maker = ClipMaker(
-            frames,
+            2 * frames,  # of which half are used, see `vary`
             size,
             channels,
             args.procedural_fraction,
-            min_keyframes=frames,
-            max_keyframes=frames,
+            min_keyframes=2 * frames,
+            max_keyframes=2 * frames,
             keyframes="uniform",  # as frames are given to a model; clusters of them would move more
             motion_weights=args.motion_weights,
         )
@@ -247,6 +311,8 @@ class Trainer(StepTrainer):
         self.refiner = make_refiner(args, channels)
         self.collator = DualMaskCollator(frames, joint_drop_prob=0.0, **MASKS)
         self.drawn_by = self.drawing_facts()
+        trained = {name for name, part in self.refiner.named_children() for w in part.parameters() if w.requires_grad}
+        self.interpolates, self.refines = "interpolator" in trained and frames > 2, bool(trained - {"interpolator"})
         self.prepare(Refinement(self.refiner))
 
     def save_model(self) -> dict[str, float]:
@@ -260,25 +326,34 @@ class Trainer(StepTrainer):
         """Stands for all that decides what is drawn."""
         pipe, maker = self.pipeline, self.clips.maker
         facts = [getattr(self.args, name) for name in DRAWING_ARGUMENTS], self.settings, MASKS, TASK_SHARES
+        facts += ([MIRRORED, BACKWARDS, SWAPPED], "animated")
         models = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
         parts = [None if model is None else fingerprint(model) for model in models], dict(pipe.scheduler.config)
         rows = [fingerprint_rows(rows) for rows in self.clips.sources], maker.keyframes, maker.size
         text = json.dumps([facts, parts, rows, str(pipe.dtype), self.accelerator.num_processes], default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def batch(self, number: int) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Generator]:
-        """This process's share of a batch: clips (B, C, F, H, W), captions, known frames (B, F), randomness.
+    def batch(
+        self, number: int, shares: Sequence[float], stream: int = 0
+    ) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Generator, torch.Tensor]:
+        """This process's share of a batch: clips (B, C, F, H, W), captions, known frames (B, F), randomness, and which
+        are animations (B,), not pictures.
 
-        It depends on the seed and the number alone. A picture that is not set in motion is a clip that stands still.
+        It depends on the seed, the number and the stream alone. A picture that is not set in motion is a clip that
+        stands still, one that is set in motion keeps what its caption says; others are varied.
         """
         size, frames = self.args.train_batch_size, self.pipeline.unet.config.num_frames
         first = (number * self.accelerator.num_processes + self.accelerator.process_index) * size
-        samples = [self.clips[index] for index in range(first, first + size)]
-        clips = torch.stack([sample["clip"].expand(frames, -1, -1, -1) for sample in samples]).transpose(1, 2)
-        seed = np.random.SeedSequence([self.args.seed, first]).generate_state(1).item()
-        generator = torch.Generator().manual_seed(seed)
-        masks = draw_masks(self.collator, task_shares(self.args.task_weights), size, generator)
-        return clips, [sample["caption"] for sample in samples], masks, generator
+        seed = np.random.SeedSequence([self.args.seed, first, stream]).generate_state(1).item()
+        generator, clips, captions, animated = torch.Generator().manual_seed(seed), [], [], []
+        for index in range(first, first + size):
+            sample = self.clips[index]
+            clip = sample["clip"].expand(2 * frames, -1, -1, -1)
+            clips.append(clip[::2] if "motions" in sample else vary(clip, generator))
+            captions.append(sample["caption"])
+            animated.append(len(sample["clip"]) > 1 and "motions" not in sample)
+        masks = draw_masks(self.collator, shares, size, generator)
+        return torch.stack(clips).transpose(1, 2), captions, masks, generator, torch.tensor(animated)
 
     @torch.no_grad()
     def draw(
@@ -326,22 +401,24 @@ class Trainer(StepTrainer):
         generator = np.random.default_rng([self.args.seed, step])
         return int(generator.integers(max(0, latest + 1 - KEPT), latest + 1))
 
-    def drawings(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A batch as it was drawn, and its clips, both (B, C, F, H, W) in [-1, 1], and which frames are known (B, F).
+    def drawings(self, number: int) -> tuple[torch.Tensor, ...]:
+        """A batch as it was drawn, and its clips, both (B, C, F, H, W) in [-1, 1], which frames are known (B, F), and
+        which clips are animations (B,).
 
         It is read from its file; one that is not there yet, or was drawn otherwise, is drawn first.
         """
         folder, process = self.output_dir / "drawings", self.accelerator.process_index
         file = folder / f"{number}-{process}.safetensors"
         if not drawn_like_this(file, self.drawn_by):
-            clips, captions, masks, generator = self.batch(number)
+            clips, captions, masks, generator, animated = self.batch(number, task_shares(self.args.task_weights))
             clips, masks = clips.to(self.accelerator.device), masks.to(self.accelerator.device)
             drawn = self.draw(clips, captions, masks, generator)
-            tensors = {"drawn": to_bytes(drawn), "clips": to_bytes(clips), "masks": masks.cpu()}
+            tensors = {"drawn": to_bytes(drawn), "clips": to_bytes(clips), "masks": masks.cpu(), "animated": animated}
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, save(tensors, {"drawn_by": self.drawn_by}))
         tensors = {name: tensor.to(self.accelerator.device) for name, tensor in load_file(file).items()}
-        return *(tensors[name].float() / 127.5 - 1 for name in ("drawn", "clips")), tensors["masks"]
+        drawn, clips = (tensors[name].float() / 127.5 - 1 for name in ("drawn", "clips"))
+        return drawn, clips, tensors["masks"], tensors["animated"]
 
     def remove_drawings(self, last: int) -> None:
         """Removes this process's batches up to a number."""
@@ -349,27 +426,36 @@ class Trainer(StepTrainer):
             if int(file.name.partition("-")[0]) <= last:
                 file.unlink()
 
+    def clips_to_interpolate(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips (B, C, F, H, W) of a step, and which frames are known (B, F): several, but not all."""
+        shares = [0.0 if task == "it2v" else share for task, share in TASK_SHARES.items()]
+        clips, _, masks, *_ = self.batch(step, shares, stream=1)
+        ends = torch.zeros_like(masks[0])
+        ends[[0, -1]] = True
+        masks = torch.where(masks.sum(dim=1, keepdim=True) > 1, masks, ends)  # prediction may show one frame alone
+        return clips.to(self.accelerator.device), masks.to(self.accelerator.device)
+
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """One optimiser step; returns its losses."""
-        number = self.drawing_of_step(step)
-        drawn, clips, masks = self.drawings(number)
-        if (step - 1) % self.args.updates_per_batch == 0:
-            self.remove_drawings(number - KEPT)
+        drawings, moving = None, (None, None)
+        if self.refines:
+            number = self.drawing_of_step(step)
+            *drawings, animated = self.drawings(number)
+            if (step - 1) % self.args.updates_per_batch == 0:
+                self.remove_drawings(number - KEPT)
+        if self.interpolates:
+            moving = self.clips_to_interpolate(step)
         with self.accelerator.autocast():
-            hidden = self.model(drawn, clips, masks)
-        clip, frame = hidden_frames(masks)
-        truth = ((clips.transpose(1, 2) + 1) / 2)[clip, frame]
-        warping, moving = (reconstruction_loss(x, truth) for x in (hidden.warped, hidden.moved))
-        with torch.no_grad():
-            errors = torch.cat([tolerant_error(x, truth) for x in (hidden.warped, hidden.moved, hidden.drawn)], dim=1)
-        factors = torch.tensor([1.0, 1.0, SMEARED], device=truth.device)[:, None, None]
-        shares = F.avg_pool2d(hidden.shares, 2)
-        choice, stillness = (shares * factors * errors).sum(dim=1).mean(), still_error(hidden, truth)
-        self.optimise(warping + moving + 2 * (choice + stillness))
-        logs = {"warping": warping, "moving": moving, "choice": choice, "stillness": stillness}
-        for number, name in enumerate(("warped", "moved", "drawn")):
-            logs |= {name: errors[:, number].mean(), f"{name}_share": shares[:, number].mean()}
-        logs["still_share"] = hidden.still_share.mean()
+            hidden, interpolated = self.model(drawings, *moving)
+        loss, logs = torch.zeros((), device=self.accelerator.device), {}
+        if self.interpolates:
+            logs["interpolation"] = interpolation_error(interpolated, hidden_truth(*moving))
+            loss = loss + logs["interpolation"]
+        if self.refines:
+            by_heart = animated[hidden_frames(drawings[2])[0]]
+            refinement, more = refinement_loss(hidden, hidden_truth(*drawings[1:]), by_heart)
+            loss, logs = loss + refinement, logs | more
+        self.optimise(loss)
         return {name: value.detach() for name, value in logs.items()}
 
 

@@ -4,6 +4,7 @@ import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,6 +20,7 @@ from rdtf_diffusers.checkpoints import SETTINGS, SETTINGS_FILE, generation_setti
 from rdtf_diffusers.commands import generate as command
 from rdtf_diffusers.commands.output import slug
 from rdtf_diffusers.data import report
+from rdtf_diffusers.utils.memory import made_to_stay
 
 
 class Recorder:
@@ -57,6 +59,31 @@ def generate(*arguments: str) -> int:
 
 def stored(path: str) -> dict:
     return json.loads(Image.open(path).getexif()[0x010E])
+
+
+def test_what_is_made_to_stay_is_collected_at_the_next_use():
+    class Node:
+        pass
+
+    def make() -> weakref.ref:
+        with made_to_stay():
+            assert not gc.isenabled()
+            node = Node()
+            node.itself = node
+        return weakref.ref(node)
+
+    try:
+        first = make()
+        assert gc.isenabled() and gc.get_freeze_count()
+        gc.collect()
+        assert first() is not None
+        second = make()
+        assert first() is None and second() is not None
+        with pytest.raises(ValueError), made_to_stay():
+            raise ValueError
+        assert gc.isenabled() and not gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
 
 
 def test_a_sticker_is_written_and_its_path_printed(pipe, capsys):

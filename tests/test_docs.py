@@ -37,7 +37,7 @@ SMALL = {
     "--mixed_precision no",
     "prepare_base.py": "--text_encoder words",
     "train_refiner.py": "--pretrained_model_name_or_path my-model --max_train_steps 1 --train_batch_size 1 "
-    "--channels 32 --mixed_precision no",
+    "--channels 32 --interpolator_channels 16 --mixed_precision no",
     "benchmarks/sampling.py": "--model my-model --count 1 --settings 1,1,1,0",
     "benchmarks/noise_levels.py": "--model my-model --count 2 --levels 10 999",
     "benchmarks/autoencoder.py": "--model my-model --resolution 16 --projections 16",
@@ -128,7 +128,7 @@ def run_small(command: str) -> None:
         return
     small = SMALL[name].split()
     if "--refiner_model_name_or_path" in arguments:  # which is small already
-        small = [word for word in small if word not in ("--channels", "32")]
+        small = [word for word in small if word not in ("--channels", "32", "--interpolator_channels", "16")]
     if name == "train_rdtf.py":
         small.append("2" if "--resume_from_checkpoint" in arguments else "1")
     assert not load_example(name).main([*arguments[place + 1 :], *small]), command

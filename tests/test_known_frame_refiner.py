@@ -7,10 +7,12 @@ from tiny_models import make_pipeline
 
 from rdtf_diffusers import KnownFrameRefiner, StickerGenerationPipeline
 from rdtf_diffusers.models import known_frame_refiner as module
+from rdtf_diffusers.models.frame_interpolator import decide
 from rdtf_diffusers.models.known_frame_refiner import (
     colour_drawn,
     fit_affine,
     hidden_frames,
+    nearest_ends,
     nearest_known,
     outline_distance,
     place_features,
@@ -22,9 +24,11 @@ from rdtf_diffusers.models.known_frame_refiner import (
 def make_refiner(**config) -> KnownFrameRefiner:
     """A small one in which every branch speaks."""
     torch.manual_seed(0)
-    refiner = KnownFrameRefiner(**({"channels": 16, "num_layers": 1, "attention_head_dim": 8} | config)).eval()
-    choices = [refiner.moved_trust[-2], refiner.still_trust[-2], refiner.moved_opacity, refiner.cell_weight]
-    for last in (refiner.decoder[-1], refiner.pixel_trust[-1], *choices):
+    small = {"channels": 16, "num_layers": 1, "attention_head_dim": 8, "interpolator_channels": 16}
+    refiner = KnownFrameRefiner(**(small | config)).eval()
+    choices = [refiner.moved_trust[-2], refiner.interpolated_trust[-1], refiner.moved_opacity, refiner.cell_weight]
+    flows = [refiner.interpolator.decoder[-1], refiner.interpolator.correction[-1]]
+    for last in (refiner.decoder[-1], refiner.pixel_trust[-1], *choices, *flows):
         torch.nn.init.normal_(last.weight, std=0.1)
     return refiner
 
@@ -48,6 +52,28 @@ def test_nearest_known_frames():
             assert (before[clip, frame], after[clip, frame]) == (left[-1], right[0])
 
 
+def test_ends_that_a_frame_is_interpolated_from():
+    mask = make_mask("0101000", "1000001", "1111111")
+    for loop in (False, True):
+        first, second, time, gap = nearest_ends(mask, loop)
+        for clip, row in enumerate(mask.tolist()):
+            known = [number for number, is_known in enumerate(row) if is_known]
+            known = [number + turn for turn in ((-7, 0, 7) if loop else (0,)) for number in known]
+            for frame in range(7):
+                before = [number for number in known if number <= frame]
+                after = [number for number in known if number >= frame]
+                if frame in known:
+                    assert first[clip, frame] == frame and time[clip, frame] == 0
+                    continue
+                if before and after:
+                    ends = before[-1], after[0]
+                else:
+                    ends = tuple(sorted(known, key=lambda number: abs(number - frame))[:2])
+                assert (first[clip, frame], second[clip, frame]) == tuple(number % 7 for number in ends)
+                assert gap[clip, frame] == abs(ends[1] - ends[0])
+                assert time[clip, frame].item() == pytest.approx((frame - ends[0]) / (ends[1] - ends[0]))
+
+
 def test_in_a_loop_the_first_frame_follows_the_last():
     mask = make_mask("01010", "00000", "00001")
     before, after = nearest_known(mask, loop=True)
@@ -62,7 +88,7 @@ def test_in_a_loop_the_first_frame_follows_the_last():
 
 @torch.no_grad()
 def test_without_alpha_what_lies_outside_is_white():
-    refiner = KnownFrameRefiner(3, channels=16, num_layers=1, attention_head_dim=8).eval()
+    refiner = KnownFrameRefiner(3, 16, 1, 8, 16).eval()
     white, mask = torch.ones(1, 3, 2, 16, 16), make_mask("10")
     places = refiner.match
     refiner.match = lambda drawn, known: [x - 0.5 if x.shape[1] == 2 else x for x in places(drawn, known)]  # half away
@@ -283,7 +309,7 @@ def test_weights_of_another_version_are_refused(tmp_path):
     weights = load_file(file)
     del weights["cell_weight.bias"]
     save_file(weights, file)
-    with pytest.raises(ValueError, match=r"is of another version: it lacks cell_weight\.bias\."):
+    with pytest.raises(ValueError, match=r"is of another version: it lacks cell_weight\."):
         KnownFrameRefiner.from_pretrained(tmp_path)
 
 
@@ -292,33 +318,35 @@ def test_gradients_reach_every_parameter(monkeypatch):
     refiner, drawn, known = make_refiner(), make_clips(), make_clips().flip(2)
     hidden = refiner.refine_hidden(drawn, known, make_mask("01001", "10000"))
     assert hidden.refined.shape == hidden.warped.shape == hidden.drawn.shape == (3 + 4, 4, 24, 16)
-    assert hidden.shares.shape == (3 + 4, 3, 24, 16) and hidden.still_share.shape == (3 + 4, 1, 24, 16)
+    assert hidden.shares.shape == (3 + 4, 3, 24, 16) and hidden.interpolated_share.shape == (3 + 4, 1, 1, 1)
     assert 0 < hidden.shares.min() and hidden.shares.max() < 1
     torch.testing.assert_close(hidden.shares.sum(dim=1), torch.ones(7, 24, 16))
     three = (hidden.warped, hidden.moved, hidden.drawn)
     mixed = sum(hidden.shares[:, number : number + 1] * x for number, x in enumerate(three))
-    torch.testing.assert_close(hidden.refined, mixed + hidden.still_share * (hidden.still - mixed))
+    torch.testing.assert_close(
+        hidden.refined, torch.lerp(mixed, hidden.interpolated, decide(hidden.interpolated_share))
+    )
     hidden.refined.square().mean().backward()
     assert [name for name, weight in refiner.named_parameters() if weight.grad is None] == []
 
 
-def test_known_frames_are_blended_as_they_are_only_between_two():
+def test_clips_with_several_known_frames_are_interpolated():
     refiner, drawn, known = make_refiner(), make_clips(), make_clips().flip(2)
     mask = make_mask("01001", "10000")
     hidden = refiner.refine_hidden(drawn, known, mask)
-    still, pixels = hidden.still, (known + 1) / 2
-    torch.testing.assert_close(still[0], pixels[0, :, 1])  # before both
-    torch.testing.assert_close(still[1], pixels[0, :, 1] * 2 / 3 + pixels[0, :, 4] / 3)
-    torch.testing.assert_close(still[2], pixels[0, :, 1] / 3 + pixels[0, :, 4] * 2 / 3)
-    torch.testing.assert_close(still[3:], pixels[1, :, 0].expand(4, -1, -1, -1))
-    seen = hidden.still_share.amax(dim=(1, 2, 3)) > 0
-    assert seen.tolist() == [False, True, True, False, False, False, False]
-    looped = refiner.refine_hidden(drawn, known, mask[:1], loop=True)  # frame 0 is one of two between 4 and 1
-    torch.testing.assert_close(looped.still[0], pixels[0, :, 4] / 2 + pixels[0, :, 1] / 2)
-    assert looped.still_share[0].amax() > 0
-    alone = refiner.refine_hidden(drawn, known, mask[1:])  # in a run with several processes all weights must be used
+    pixels = (known + 1) / 2
+    ends = torch.stack([pixels[0, :, 1], pixels[0, :, 4]]).expand(3, -1, -1, -1, -1)  # of frames 0, 2 and 3
+    expected, _ = refiner.interpolator(ends, torch.tensor([-1 / 3, 1 / 3, 2 / 3]), torch.full((3,), 3))
+    torch.testing.assert_close(hidden.interpolated[:3], expected)
+    assert not hidden.interpolated[3:].any()
+    seen = hidden.interpolated_share.amax(dim=(1, 2, 3)) > 0
+    assert seen.tolist() == [True, True, True, False, False, False, False]
+    looped = refiner.refine_hidden(drawn, known, mask[:1], loop=True)  # frame 0 is in the middle between 4 and 1
+    expected, _ = refiner.interpolator(ends[:1].flip(1), torch.tensor([0.5]), torch.tensor([2]))
+    torch.testing.assert_close(looped.interpolated[:1], expected)
+    alone = refiner.refine_hidden(drawn, known, mask[1:])  # in a run with several processes these weights must be used
     alone.refined.mean().backward()
-    assert refiner.still_trust[0].weight.grad is not None
+    assert refiner.interpolated_trust[0].weight.grad is not None
 
 
 @pytest.mark.parametrize("outline", [module.OUTLINE, torch.inf])

@@ -11,6 +11,7 @@ from rdtf_diffusers.training import DualMaskCollator
 
 
 script = load_example("train_refiner.py")
+SHARES = list(script.TASK_SHARES.values())
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def arguments(model, stickers, output, steps=4, **options):
         "num_inference_steps": 2,
     }
     if "refiner_model_name_or_path" not in options:
-        settings |= {"channels": 32, "num_layers": 1}
+        settings |= {"channels": 32, "num_layers": 1, "interpolator_channels": 16}
     return [str(word) for name, value in (settings | options).items() for word in (f"--{name}", value)]
 
 
@@ -49,7 +50,7 @@ def test_a_run_ends_with_a_refiner_and_a_resumed_one_with_the_same(model, sticke
     shutil.rmtree(tmp_path / "parts" / "drawings")
     assert script.main(arguments(model, stickers, tmp_path / "parts", resume_from_checkpoint="latest")) == 0
     whole, parts = (KnownFrameRefiner.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
-    assert whole.config.channels == 32
+    assert whole.config.channels == 32 and whole.config.interpolator_channels == 16
     fresh = make_trainer(model, stickers, tmp_path / "fresh").refiner.state_dict()
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], weight, atol=0, rtol=0)
@@ -57,7 +58,7 @@ def test_a_run_ends_with_a_refiner_and_a_resumed_one_with_the_same(model, sticke
 
 
 def test_a_given_refiner_goes_on(model, stickers, tmp_path, capsys):
-    given = KnownFrameRefiner(channels=16, num_layers=1, attention_head_dim=8)
+    given = KnownFrameRefiner(4, 16, 1, 8, 16)
     given.save_pretrained(tmp_path / "given")
     options = {"refiner_model_name_or_path": tmp_path / "given"}
     trainer = make_trainer(model, stickers, tmp_path, motion_weights="spin=2", **options)
@@ -65,26 +66,28 @@ def test_a_given_refiner_goes_on(model, stickers, tmp_path, capsys):
     assert trainer.clips.maker.motion_weights == {"spin": 2.0}
     for name, weight in given.state_dict().items():
         torch.testing.assert_close(refiner.state_dict()[name], weight, atol=0, rtol=0)
-    KnownFrameRefiner(3, channels=16, num_layers=1, attention_head_dim=8).save_pretrained(tmp_path / "given")
+    KnownFrameRefiner(3, 16, 1, 8, 16).save_pretrained(tmp_path / "given")
     assert script.main(arguments(model, stickers, tmp_path, **options)) == 2
     assert "is for 3 channels, not 4." in capsys.readouterr().err
 
 
 def test_modules_that_are_not_named_stay_as_they_are(model, stickers, tmp_path, capsys):
-    given = KnownFrameRefiner(channels=16, num_layers=1, attention_head_dim=8)
+    given = KnownFrameRefiner(4, 16, 1, 8, 16)
     given.save_pretrained(tmp_path / "given")
     options = {"refiner_model_name_or_path": tmp_path / "given", "task_weights": "it2v=0"}
-    assert script.main(arguments(model, stickers, tmp_path, trainable_modules="still_trust", **options)) == 0
+    trust = options | {"trainable_modules": "interpolated_trust"}
+    assert script.main(arguments(model, stickers, tmp_path, **trust)) == 0
     trained = KnownFrameRefiner.from_pretrained(tmp_path).state_dict()
     changed = {name.split(".")[0] for name, weight in given.state_dict().items() if not weight.equal(trained[name])}
-    assert changed == {"still_trust"}
+    assert changed == {"interpolated_trust"}
     assert script.main(arguments(model, stickers, tmp_path, trainable_modules="other", **options)) == 2
     assert "`trainable_modules` ['other']: a refiner has drawn_encoder," in capsys.readouterr().err
 
 
 def test_tasks_that_are_left_out(model, stickers, tmp_path):
     trainer = make_trainer(model, stickers, tmp_path, task_weights="interpolation=0")
-    masks = torch.cat([trainer.batch(number)[2] for number in range(12)])
+    shares = script.task_shares(trainer.args.task_weights)
+    masks = torch.cat([trainer.batch(number, shares)[2] for number in range(12)])
     assert masks.any(dim=1).all() and not (masks[:, 0] & masks[:, -1]).any()
 
 
@@ -93,37 +96,93 @@ def test_frames_of_animations_are_evenly_spaced(model, stickers, tmp_path):
     assert maker.keyframes == "uniform" and maker.min_keyframes == maker.num_frames
 
 
-def test_what_is_lost_by_the_choice_of_still_places():
+def test_animations_are_varied():
+    """Every second frame, mirrored or not, backwards or not, in other colours or not; its alpha goes with it."""
+    clip = torch.rand(8, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    generator, seen = torch.Generator().manual_seed(0), set()
+    for _ in range(300):
+        varied = script.vary(clip, generator)
+        alpha = [frame[3].sum().item() for frame in varied]
+        numbers = [min(range(8), key=lambda n: abs(clip[n, 3].sum().item() - total)) for total in alpha]
+        backwards = numbers != sorted(numbers)
+        mirrored = not torch.equal(varied[0, 3], clip[numbers[0], 3])
+        expected = clip[numbers].flip(3) if mirrored else clip[numbers]
+        assert torch.equal(varied[:, 3], expected[:, 3])
+        order = [next(n for n in range(3) if torch.equal(varied[0, c], expected[0, n])) for c in range(3)]
+        assert torch.equal(varied[:, :3], expected[:, order])
+        seen.add((tuple(sorted(numbers)), backwards, mirrored, tuple(order)))
+    assert {key[0] for key in seen} == {(0, 2, 4, 6), (1, 3, 5, 7)}
+    assert {key[1:3] for key in seen} == {(False, False), (False, True), (True, False), (True, True)}
+    assert len({key[3] for key in seen}) == 6
+
+
+def test_pictures_that_were_set_in_motion_keep_what_their_caption_says(model, stickers, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "vary", lambda clip, generator: clip[::2] * 0 + 7)
+    trainer = make_trainer(model, stickers, tmp_path, procedural_fraction=1, train_batch_size=12)
+    clips, *_ = trainer.batch(0, SHARES)
+    for clip, number in zip(clips, range(12), strict=True):
+        sample = trainer.clips[number]
+        moves = "motions" in sample
+        assert torch.equal(clip, sample["clip"][::2].transpose(0, 1)) if moves else clip.eq(7).all()
+    assert any("motions" in trainer.clips[number] for number in range(12))
+
+
+def test_the_interpolator_needs_no_drawing(model, stickers, tmp_path, monkeypatch):
+    given = KnownFrameRefiner(4, 16, 1, 8, 16)
+    given.save_pretrained(tmp_path / "given")
+    monkeypatch.setattr(script.Trainer, "drawings", lambda self, number: pytest.fail("drawn"))
+    options = {"refiner_model_name_or_path": tmp_path / "given", "trainable_modules": "interpolator"}
+    assert script.main(arguments(model, stickers, tmp_path, **options)) == 0
+    trained = KnownFrameRefiner.from_pretrained(tmp_path).state_dict()
+    changed = {name.split(".")[0] for name, weight in given.state_dict().items() if not weight.equal(trained[name])}
+    assert changed == {"interpolator"}
+
+
+def test_of_clips_to_interpolate_several_frames_are_known(model, stickers, tmp_path):
+    trainer = make_trainer(model, stickers, tmp_path, task_weights="interpolation=0")
+    masks = torch.cat([trainer.clips_to_interpolate(step)[1] for step in range(12)])
+    assert (masks.sum(dim=1) > 1).all() and not masks.all(dim=1).any()
+    assert (masks[:, 0] & masks[:, -1] & ~masks.all(dim=1)).any()  # the given weights are for drawings
+
+
+def test_what_is_lost_by_the_choice_of_interpolated_frames():
     truth = torch.rand(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    half = torch.full((2, 1, 16, 16), 0.5)
+    half, never, seen = torch.full((2, 1, 1, 1), 0.5), torch.zeros(2).bool(), torch.tensor([True, False])
     zeros = torch.zeros_like(half)
     far = 1 - truth
 
-    def lost(drawn, still, still_share):
+    def lost(drawn, interpolated, share, by_heart=never):
         rest = dict.fromkeys(("refined", "warped", "moved", "drawn", "shares"), far)
-        hidden = script.RefinedFrames(**rest, mixed=drawn, still=still, still_share=still_share)
-        return script.still_error(hidden, truth)
+        hidden = script.RefinedFrames(**rest, mixed=drawn, interpolated=interpolated, interpolated_share=share)
+        return script.trust_error(hidden, truth, by_heart)
 
-    assert lost(truth, far, zeros) == lost(far, truth, zeros + 1) == 0
+    assert lost(truth, far, zeros).abs() < 1e-6 and lost(far, truth, zeros + 1).abs() < 1e-6
     torch.testing.assert_close(lost(far, far, zeros + 1), lost(far, far, zeros))
     torch.testing.assert_close(lost(far, truth, half), 0.5 * lost(far, far, zeros))
     share = half.clone().requires_grad_()
     lost(far, truth, share).backward()
     assert (share.grad < 0).all()  # more of it
+    torch.testing.assert_close(lost(truth, truth, half, seen), torch.tensor(0.25 * script.BY_HEART))  # one of two
+    share.grad = None
+    lost(truth, truth, share, seen).backward()
+    assert share.grad.flatten()[0] < 0 and share.grad.flatten()[1].abs() < 1e-6
 
 
 def test_batches_follow_from_seed_and_number(model, stickers, tmp_path):
     trainer, again = (make_trainer(model, stickers, tmp_path / name) for name in "ab")
-    clips, captions, masks, generator = trainer.batch(1)
-    same = again.batch(1)
+    clips, captions, masks, generator, animated = trainer.batch(1, SHARES)
+    same = again.batch(1, SHARES)
     assert torch.equal(clips, same[0]) and captions == same[1] and torch.equal(masks, same[2])
     frames = trainer.pipeline.unet.config.num_frames
     assert clips.shape[:3] == (2, 4, frames) and masks.shape == (2, frames) and masks.any(dim=1).all()
-    assert not torch.equal(trainer.batch(2)[0], clips)
-    known = torch.stack([trainer.batch(number)[2].sum(dim=1) for number in range(12)])
+    assert not torch.equal(trainer.batch(2, SHARES)[0], clips)
+    known = torch.stack([trainer.batch(number, SHARES)[2].sum(dim=1) for number in range(12)])
     assert ((known == 1).all(dim=1) | (known > 1).any(dim=1)).all() and (known == 1).all(dim=1).any()
     drawn = trainer.draw(clips, captions, masks, generator)
-    assert drawn.shape == clips.shape and torch.equal(again.draw(*same), drawn)
+    assert drawn.shape == clips.shape and torch.equal(again.draw(*same[:4]), drawn)
+    assert torch.equal(animated, same[4])
+    files = [trainer.clips.read(trainer.clips[number]["index"]) for number in (2, 3)]
+    assert animated.tolist() == [len(file.frames) > 1 for file in files]
 
 
 def test_a_step_has_a_new_batch_in_turn_or_one_of_the_latest(model, stickers, tmp_path, monkeypatch):
@@ -144,17 +203,19 @@ def test_drawings_are_kept_in_files(model, stickers, tmp_path, monkeypatch):
     def make(**options):
         trainer = make_trainer(model, stickers, tmp_path, **options)
         draw, batch = trainer.draw, trainer.batch
-        monkeypatch.setattr(trainer, "batch", lambda number: drawn_numbers.append(number) or batch(number))
+        monkeypatch.setattr(
+            trainer, "batch", lambda *args, **more: drawn_numbers.append(args[0]) or batch(*args, **more)
+        )
         return trainer, draw, batch
 
     trainer, draw, batch = make()
-    drawn, clips, masks = trainer.drawings(1)
-    expected = batch(1)
+    drawn, clips, masks, animated = trainer.drawings(1)
+    expected = batch(1, SHARES)
     torch.testing.assert_close(clips, expected[0], atol=1 / 255, rtol=0)
-    torch.testing.assert_close(drawn, draw(*expected).clamp(-1, 1), atol=1 / 255 + 1e-5, rtol=0)
-    assert torch.equal(masks, expected[2])
+    torch.testing.assert_close(drawn, draw(*expected[:4]).clamp(-1, 1), atol=1 / 255 + 1e-5, rtol=0)
+    assert torch.equal(masks, expected[2]) and torch.equal(animated, expected[4])
     again = make()[0].drawings(1)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, (drawn, clips, masks)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, (drawn, clips, masks, animated)))
     assert drawn_numbers == [1]
     file = tmp_path / "drawings" / "1-0.safetensors"
     file.write_bytes(file.read_bytes()[:100])
@@ -181,7 +242,7 @@ def test_another_schedule_or_other_clips_are_other_drawings(model, stickers, tmp
 def test_clips_with_several_known_frames_are_drawn_as_the_pipeline_draws_them(model, stickers, tmp_path, monkeypatch):
     trainer = make_trainer(model, stickers, tmp_path, num_inference_steps=3)
     pipe = trainer.pipeline
-    clips, captions, masks, _ = trainer.batch(0)
+    clips, captions, masks, _ = trainer.batch(0, SHARES)
     masks[:, 0], masks[:, -1] = True, True
     monkeypatch.setattr(pipe, "decode_latents", lambda latents: latents)
     drawn = trainer.draw(clips, captions, masks, torch.Generator().manual_seed(3))
@@ -203,7 +264,7 @@ def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monk
     """It is asked as the pipeline asks: from noise between several known frames, else from a noisy truth."""
     trainer = make_trainer(model, stickers, tmp_path, num_inference_steps=10, min_strength=0.5, max_strength=0.5)
     pipe, seen = trainer.pipeline, []
-    clips, captions, masks, generator = trainer.batch(0)
+    clips, captions, masks, generator, _ = trainer.batch(0, SHARES)
     masks = torch.zeros_like(masks)
     masks[:, [0, -1] if several else [0]] = True
     latents = pipe.encode_known_frames(clips, torch.ones_like(masks))
@@ -263,7 +324,7 @@ def test_a_picture_a_little_beside_the_truth_is_better_than_a_smear():
         ({"min_strength": 0}, "must be above 0"),
         ({"task_weights": "t2v=1"}, "--task_weights: factors from 0 on, not all 0, on it2v, interpolation,"),
         ({"task_weights": "it2v=-1"}, "--task_weights: factors from 0 on"),
-        ({"trainable_modules": "still_trust"}, "give the refiner whose other modules stay"),
+        ({"trainable_modules": "interpolator"}, "give the refiner whose other modules stay"),
         ({"max_strength": 1.5}, "at most 1"),
     ],
 )
@@ -275,7 +336,7 @@ def test_wrong_arguments(capsys, options, message):
 
 def test_an_empty_caption_is_no_text(model, stickers, tmp_path, monkeypatch):
     trainer, gates = make_trainer(model, stickers, tmp_path), []
-    clips, _, masks, generator = trainer.batch(0)
+    clips, _, masks, generator, _ = trainer.batch(0, SHARES)
 
     def forward(noisy, timestep, text_mask, **conditions):
         gates.append(text_mask.tolist())

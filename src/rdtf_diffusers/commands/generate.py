@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..checkpoints import SETTINGS, demo_checkpoint, generation_settings, override_settings
 from ..utils.files import write_whole
-from ..utils.memory import collection_paused
+from ..utils.memory import collection_paused, made_to_stay
 from .output import report, slug, write_sidecar
 
 
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 def generate(args: argparse.Namespace) -> int:
     """Makes stickers of all prompts and seeds, saves them, and prints where they are."""
     prompts = all_prompts(args)
-    frames = known_frames(args, bool(any(prompts)))
-    model = args.model or demo_checkpoint()
-    if not Path(model).is_dir():
-        check_hub_id(model)
-    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-    settings = override_settings(generation_settings(model), given)
-    first_seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    jobs = [(prompt, first_seed + number) for prompt in prompts for number in range(args.num)]
-    places = output_places(args, jobs)
-    pipe = load_pipeline(model, args.device, args.dtype)
+    with made_to_stay():
+        frames = known_frames(args, bool(any(prompts)))
+        model = args.model or demo_checkpoint()
+        if not Path(model).is_dir():
+            check_hub_id(model)
+        given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+        settings = override_settings(generation_settings(model), given)
+        first_seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+        jobs = [(prompt, first_seed + number) for prompt in prompts for number in range(args.num)]
+        places = output_places(args, jobs)
+        pipe = load_pipeline(model, args.device, args.dtype)
     print(f"model {model}, seed {first_seed}", file=sys.stderr)
 
     def stickers() -> Iterator[dict[str, Any]]:

@@ -7,7 +7,9 @@
 Not in the paper. A small UNet puts an outline where it belongs, but smears what is inside it, because a picture that
 moves by a part of a latent is quite another latent. So every drawn frame is matched with the nearest known frames
 before and after it, these are warped to it pixel by pixel and moved to it as wholes, and the network decides at every
-pixel what to take. Where that leaves the drawn outline, the outline stays and the colours are taken.
+pixel what to take. Where that leaves the drawn outline, the outline stays and the colours are taken. Several known
+frames show by themselves how things move, so that there a frame that was interpolated from two of them is one more
+choice.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +20,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+
+from .frame_interpolator import FrameInterpolator, decide, pixel_grid
 
 
 CELL = 8  # pixels of a side of a square that is matched as one
@@ -32,8 +36,7 @@ MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for
 
 def place_features(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Centres (h*w, 2) of a grid's cells as (x, y) in [-1, 1], and waves of them (h*w, 12)."""
-    y, x = ((torch.arange(size, device=device) * 2 + 1) / size - 1 for size in (height, width))
-    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
+    centres = pixel_grid(height, width, device).flatten(0, 1)
     angles = (centres[:, :, None] * torch.pi * torch.tensor([0.5, 1.0, 2.0], device=device)).flatten(1)
     return centres, torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -52,8 +55,8 @@ class CellEncoder(nn.Sequential):
         )
 
 
-def choice_network(in_channels: int, bias: float) -> nn.Sequential:
-    """Pixels (N, C, H, W) -> logits of a choice (N, 1, H, W), at first `bias` everywhere."""
+def choice_network(in_channels: int) -> nn.Sequential:
+    """Pixels (N, C, H, W) -> logits of a choice (N, 1, H, W), at first 0 everywhere."""
     network = nn.Sequential(
         nn.Conv2d(in_channels, 32, 4, stride=2, padding=1),
         nn.SiLU(),
@@ -63,8 +66,26 @@ def choice_network(in_channels: int, bias: float) -> nn.Sequential:
         nn.Upsample(scale_factor=2, mode="bilinear"),
     )
     nn.init.zeros_(network[-2].weight)
-    nn.init.constant_(network[-2].bias, bias)
+    nn.init.zeros_(network[-2].bias)
     return network
+
+
+class FrameTrust(nn.Sequential):
+    """Pixels (N, C, H, W) -> a logit for each frame, (N, 1, 1, 1), at first 0."""
+
+    def __init__(self, in_channels: int, channels: int = 32):
+        super().__init__(
+            nn.Conv2d(in_channels, channels, 4, stride=4),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, 1, 1),
+        )
+        nn.init.zeros_(self[-1].weight)
+        nn.init.zeros_(self[-1].bias)
 
 
 def fit_affine(places: torch.Tensor, flow: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -145,20 +166,21 @@ class RefinedFrames(NamedTuple):
         warped: the same, known frames warped to what was drawn, each pixel by itself.
         moved: the same, known frames moved to it as wholes.
         drawn: the same, as they were drawn.
-        still: the same, the known frames before and after blended as they are; the nearest one, where it is alone.
+        interpolated: the same, what lies between or beside two known frames by these alone; 0 where one is known.
         shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
-        still_share: (N, 1, H, W), how much is `still`, against the mix of these; 0 but between two known frames.
-        mixed: `refined` without `still`: the sum of the shares or, if there is alpha and their outline is far from
-            the drawn one, that one with their colours, without haze.
+        interpolated_share: (N, 1, 1, 1), how far to take `interpolated` and not the mix of these; 0 where one is
+            known. Most frames are either of both, see `decide`.
+        mixed: `refined` without `interpolated`: the sum of the shares or, if there is alpha and their outline is far
+            from the drawn one, that one with their colours, without haze.
     """
 
     refined: torch.Tensor
     warped: torch.Tensor
     moved: torch.Tensor
     drawn: torch.Tensor
-    still: torch.Tensor
+    interpolated: torch.Tensor
     shares: torch.Tensor
-    still_share: torch.Tensor
+    interpolated_share: torch.Tensor
     mixed: torch.Tensor
 
 
@@ -188,21 +210,29 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
     drawn. Most stickers move as a whole, and the outline of what was drawn is dented, so that the affine motion that
     fits all cells best is tried as well. Where neither has the outline of what was drawn, as in a flag that waves, the
-    known frames give the colours alone. Between two known frames the network also says where nothing moves, or so
-    little that these two, blended as they are, come closer.
+    known frames give the colours alone. Where two frames or more are known, the network also says for each hidden one
+    whether to take what `FrameInterpolator` makes of the nearest two, without a look at the drawing.
 
     Args:
         in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
         channels: width D of the features.
         num_layers: layers of the transformer.
         attention_head_dim: channels of each of its heads.
+        interpolator_channels: width of the interpolator.
 
     Raises:
-        ValueError: `channels` is no multiple of `attention_head_dim`.
+        ValueError: `channels` is no multiple of `attention_head_dim`, or `interpolator_channels` of 16.
     """
 
     @register_to_config
-    def __init__(self, in_channels: int = 4, channels: int = 64, num_layers: int = 2, attention_head_dim: int = 32):
+    def __init__(
+        self,
+        in_channels: int = 4,
+        channels: int = 64,
+        num_layers: int = 2,
+        attention_head_dim: int = 32,
+        interpolator_channels: int = 80,
+    ):
         super().__init__()
         if channels % attention_head_dim:
             raise ValueError(f"`channels` must be a multiple of {attention_head_dim}, but is {channels}.")
@@ -231,8 +261,9 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         )
         self.cell_weight = nn.Linear(2 * channels, 1)  # how much a cell says about the motion of the whole
         self.moved_opacity = nn.Linear(2 * channels, 1)
-        self.moved_trust = choice_network(3 * in_channels, bias=0.0)
-        self.still_trust = choice_network(4 * in_channels, bias=-2.0)
+        self.moved_trust = choice_network(3 * in_channels)
+        self.interpolator = FrameInterpolator(in_channels, interpolator_channels)
+        self.interpolated_trust = FrameTrust(5 * in_channels)
         for last in (self.decoder[-1], self.pixel_trust[-1], self.cell_weight, self.moved_opacity):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -247,7 +278,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         """
         refiner, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if missing := info["missing_keys"]:
-            raise ValueError(f"The refiner of {args[0]} is of another version: it lacks {', '.join(sorted(missing))}.")
+            lacks = ", ".join(sorted({name.partition(".")[0] for name in missing}))
+            raise ValueError(f"The refiner of {args[0]} is of another version: it lacks {lacks}.")
         return (refiner, info) if output_loading_info else refiner
 
     def match(self, drawn: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -350,22 +382,46 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             outlined = without_haze(pixels)
             bent = (outline_distance(mixed, outlined) > OUTLINE)[:, 0].nonzero()[:, 0]
             mixed = mixed.index_copy(0, bent, colour_drawn(mixed[bent], outlined[bent]))
-        past, gap = (x % condition_mask.shape[1] for x in (frame - before, after - before))  # around a loop's end
-        ends = given[clip, before].float(), given[clip, after].float()
-        still = torch.lerp(*ends, (past / gap.clamp(min=1))[:, None, None, None])
-        detail = torch.cat([still, mixed, pixels, ends[0] - ends[1]], dim=1)[two].detach()
-        still_share = torch.zeros_like(shares[:, :1])
-        still_share[two] = self.still_trust(detail.to(self.dtype)).float().sigmoid()
+        interpolated, interpolated_share = torch.zeros_like(pixels), torch.zeros_like(shares[:, :1, :1, :1])
+        several = (condition_mask.sum(dim=1) > 1)[clip].nonzero()[:, 0]
+        place = clip[several], frame[several]
+        interpolated[several], ends = self.interpolate(given, condition_mask, place, loop)
+        detail = torch.cat([interpolated[several], mixed[several], pixels[several], *ends], dim=1).detach()
+        interpolated_share[several] = self.interpolated_trust(detail.to(self.dtype)).float().sigmoid()
         return RefinedFrames(
-            refined=torch.lerp(mixed, still, still_share),
+            refined=torch.lerp(mixed, interpolated, decide(interpolated_share)),
             mixed=mixed,
             warped=candidates[:, 0],
             moved=candidates[:, 1],
             drawn=pixels,
-            still=still,
+            interpolated=interpolated,
             shares=shares,
-            still_share=still_share,
+            interpolated_share=interpolated_share,
         )
+
+    def interpolate(
+        self,
+        known: torch.Tensor,
+        condition_mask: torch.Tensor,
+        place: tuple[torch.Tensor, torch.Tensor],
+        loop: bool = False,
+        soft: bool = False,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Frames of clips of which several are known, from the two that are nearest.
+
+        Args:
+            known: clips (B, F, C, H, W) in [0, 1], of which the known frames are looked at.
+            condition_mask, loop: as of `forward`.
+            place: numbers of clip and frame, both (N,).
+            soft: see `FrameInterpolator`.
+
+        Returns:
+            the frames (N, C, H, W), and those two as they were warped, likewise.
+        """
+        first, second, time, gap = (x[place] for x in nearest_ends(condition_mask, loop))
+        ends = torch.stack([known[place[0], first], known[place[0], second]], dim=1)
+        frames, warped = self.interpolator(ends, time, gap, soft)
+        return frames, (warped[:, 0], warped[:, 1])
 
     def forward(
         self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False
@@ -419,3 +475,24 @@ def nearest_known(condition_mask: torch.Tensor, loop: bool = False) -> tuple[tor
     after = number.masked_fill(~condition_mask, length).flip(1).cummin(dim=1).values.flip(1)
     first, last = torch.where(before < 0, after, before), torch.where(after == length, before, after)
     return tuple(torch.where(x.clamp(0, length - 1) == x, x, 0) for x in (first, last))
+
+
+def nearest_ends(condition_mask: torch.Tensor, loop: bool = False) -> tuple[torch.Tensor, ...]:
+    """For every frame of clips with several known ones the two that it can be interpolated from, all (B, F).
+
+    Those before and after it; where one is missing, the nearest and the next one on the other side.
+
+    Returns:
+        the numbers of both; where the frame is, 0 at the first and 1 at the second, below 0 beside the first; how many
+        frames they are apart.
+    """
+    length = condition_mask.shape[1]
+    number = torch.arange(length, device=condition_mask.device)
+    first, second = nearest_known(condition_mask, loop)
+    distance = (number[:, None] - number).abs().masked_fill(~condition_mask[:, None], length)  # (B, F, F)
+    nearest = distance.argsort(dim=2, stable=True)[:, :, : min(2, length)]
+    second = torch.where(first == second, nearest[:, :, -1], second)
+    past, gap = number - first, second - first
+    if loop:  # around the end
+        past, gap = past % length, gap % length
+    return first, second, past / torch.where(gap == 0, 1, gap), gap.abs()

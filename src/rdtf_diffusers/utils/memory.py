@@ -24,3 +24,15 @@ def collection_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def made_to_stay() -> Iterator[None]:
+    """For what is needed until the process ends: no garbage collection meanwhile, and none that looks at what was made
+    afterwards. The last one, when Python ends, would take a second. What is no longer needed goes at the next use."""
+    if gc.get_freeze_count():
+        gc.unfreeze()
+        gc.collect()
+    with collection_paused():
+        yield
+    gc.freeze()
