@@ -242,7 +242,7 @@ def test_another_schedule_or_other_clips_are_other_drawings(model, stickers, tmp
 def test_clips_with_several_known_frames_are_drawn_as_the_pipeline_draws_them(model, stickers, tmp_path, monkeypatch):
     trainer = make_trainer(model, stickers, tmp_path, num_inference_steps=3)
     pipe = trainer.pipeline
-    clips, captions, masks, _ = trainer.batch(0, SHARES)
+    clips, captions, masks, *_ = trainer.batch(0, SHARES)
     masks[:, 0], masks[:, -1] = True, True
     monkeypatch.setattr(pipe, "decode_latents", lambda latents: latents)
     drawn = trainer.draw(clips, captions, masks, torch.Generator().manual_seed(3))
