@@ -47,7 +47,6 @@ TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along h
 KEPT = 64  # batches that are kept
 # How often what is no picture set in motion is mirrored, runs backwards, has its colours swapped.
 MIRRORED, BACKWARDS, SWAPPED = 0.5, 0.3, 0.5
-BY_HEART = 0.07  # structural similarity that a drawing of an animation loses where the UNet has not seen it
 DRAWING_ARGUMENTS = (
     "seed",
     "train_batch_size",
@@ -176,7 +175,7 @@ class Refinement(nn.Module):
         if clips is None:
             return hidden, None
         known, place = (clips.transpose(1, 2) + 1) / 2, hidden_frames(condition_mask)
-        return hidden, self.refiner.interpolate(known, condition_mask, place, soft=True)[0]
+        return hidden, self.refiner.interpolate(known, condition_mask, place, soft=True)
 
 
 def reconstruction_loss(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -204,21 +203,6 @@ def tolerant_error(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def interpolation_error(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """One minus the structural similarity, and L1."""
     return 1 - structural_similarity_index_measure(output, truth, data_range=1.0) + (output - truth).abs().mean()
-
-
-def trust_error(hidden: RefinedFrames, truth: torch.Tensor, by_heart: torch.Tensor) -> torch.Tensor:
-    """How far the frames are from the truth, a scalar, for the choice of `interpolated` or `mixed`, all that it moves.
-
-    One minus the structural similarity, without a tolerance: by that a frame that stands still would be as good as one
-    that moves a little. Drawings of frames that the UNet knows `by_heart`, (N,) bool, lose what they would elsewhere.
-    """
-    with torch.no_grad():
-        interpolated, mixed = (
-            structural_similarity_index_measure(frames.float(), truth, data_range=1.0, reduction="none")
-            for frames in (hidden.interpolated, hidden.mixed)
-        )
-    mixed = mixed - BY_HEART * by_heart
-    return (1 - torch.lerp(mixed, interpolated, hidden.interpolated_share.flatten())).mean()
 
 
 def with_gradients(frames: torch.Tensor) -> torch.Tensor:
@@ -260,21 +244,19 @@ def hidden_truth(clips: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return ((clips.transpose(1, 2) + 1) / 2)[hidden_frames(masks)]
 
 
-def refinement_loss(
-    hidden: RefinedFrames, truth: torch.Tensor, by_heart: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """What is lost by moving the known frames and by choosing among all, and what it is made of."""
+def refinement_loss(hidden: RefinedFrames, truth: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What is lost by moving the known frames and by choosing at every pixel, and what it is made of."""
     warping, moving = (reconstruction_loss(x, truth) for x in (hidden.warped, hidden.moved))
     with torch.no_grad():
         errors = torch.cat([tolerant_error(x, truth) for x in (hidden.warped, hidden.moved, hidden.drawn)], dim=1)
     factors = torch.tensor([1.0, 1.0, SMEARED], device=truth.device)[:, None, None]
     shares = F.avg_pool2d(hidden.shares, 2)
-    choice, trust = (shares * factors * errors).sum(dim=1).mean(), trust_error(hidden, truth, by_heart)
-    logs = {"warping": warping, "moving": moving, "choice": choice, "trust": trust}
+    choice = (shares * factors * errors).sum(dim=1).mean()
+    logs = {"warping": warping, "moving": moving, "choice": choice}
     for number, name in enumerate(("warped", "moved", "drawn")):
         logs |= {name: errors[:, number].mean(), f"{name}_share": shares[:, number].mean()}
-    logs["interpolated_share"] = hidden.interpolated_share.mean()
-    return warping + moving + 2 * (choice + trust), logs
+    logs["trusted"] = hidden.trusted.float().mean()
+    return warping + moving + 2 * choice, logs
 
 
 class Trainer(StepTrainer):
@@ -326,7 +308,7 @@ class Trainer(StepTrainer):
         """Stands for all that decides what is drawn."""
         pipe, maker = self.pipeline, self.clips.maker
         facts = [getattr(self.args, name) for name in DRAWING_ARGUMENTS], self.settings, MASKS, TASK_SHARES
-        facts += ([MIRRORED, BACKWARDS, SWAPPED], "animated")
+        facts += ([MIRRORED, BACKWARDS, SWAPPED],)
         models = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
         parts = [None if model is None else fingerprint(model) for model in models], dict(pipe.scheduler.config)
         rows = [fingerprint_rows(rows) for rows in self.clips.sources], maker.keyframes, maker.size
@@ -335,9 +317,8 @@ class Trainer(StepTrainer):
 
     def batch(
         self, number: int, shares: Sequence[float], stream: int = 0
-    ) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Generator, torch.Tensor]:
-        """This process's share of a batch: clips (B, C, F, H, W), captions, known frames (B, F), randomness, and which
-        are animations (B,), not pictures.
+    ) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Generator]:
+        """This process's share of a batch: clips (B, C, F, H, W), captions, known frames (B, F), randomness.
 
         It depends on the seed, the number and the stream alone. A picture that is not set in motion is a clip that
         stands still, one that is set in motion keeps what its caption says; others are varied.
@@ -345,15 +326,14 @@ class Trainer(StepTrainer):
         size, frames = self.args.train_batch_size, self.pipeline.unet.config.num_frames
         first = (number * self.accelerator.num_processes + self.accelerator.process_index) * size
         seed = np.random.SeedSequence([self.args.seed, first, stream]).generate_state(1).item()
-        generator, clips, captions, animated = torch.Generator().manual_seed(seed), [], [], []
+        generator, clips, captions = torch.Generator().manual_seed(seed), [], []
         for index in range(first, first + size):
             sample = self.clips[index]
             clip = sample["clip"].expand(2 * frames, -1, -1, -1)
             clips.append(clip[::2] if "motions" in sample else vary(clip, generator))
             captions.append(sample["caption"])
-            animated.append(len(sample["clip"]) > 1 and "motions" not in sample)
         masks = draw_masks(self.collator, shares, size, generator)
-        return torch.stack(clips).transpose(1, 2), captions, masks, generator, torch.tensor(animated)
+        return torch.stack(clips).transpose(1, 2), captions, masks, generator
 
     @torch.no_grad()
     def draw(
@@ -401,24 +381,22 @@ class Trainer(StepTrainer):
         generator = np.random.default_rng([self.args.seed, step])
         return int(generator.integers(max(0, latest + 1 - KEPT), latest + 1))
 
-    def drawings(self, number: int) -> tuple[torch.Tensor, ...]:
-        """A batch as it was drawn, and its clips, both (B, C, F, H, W) in [-1, 1], which frames are known (B, F), and
-        which clips are animations (B,).
+    def drawings(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A batch as it was drawn, and its clips, both (B, C, F, H, W) in [-1, 1], and which frames are known (B, F).
 
         It is read from its file; one that is not there yet, or was drawn otherwise, is drawn first.
         """
         folder, process = self.output_dir / "drawings", self.accelerator.process_index
         file = folder / f"{number}-{process}.safetensors"
         if not drawn_like_this(file, self.drawn_by):
-            clips, captions, masks, generator, animated = self.batch(number, task_shares(self.args.task_weights))
+            clips, captions, masks, generator = self.batch(number, task_shares(self.args.task_weights))
             clips, masks = clips.to(self.accelerator.device), masks.to(self.accelerator.device)
             drawn = self.draw(clips, captions, masks, generator)
-            tensors = {"drawn": to_bytes(drawn), "clips": to_bytes(clips), "masks": masks.cpu(), "animated": animated}
+            tensors = {"drawn": to_bytes(drawn), "clips": to_bytes(clips), "masks": masks.cpu()}
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, save(tensors, {"drawn_by": self.drawn_by}))
         tensors = {name: tensor.to(self.accelerator.device) for name, tensor in load_file(file).items()}
-        drawn, clips = (tensors[name].float() / 127.5 - 1 for name in ("drawn", "clips"))
-        return drawn, clips, tensors["masks"], tensors["animated"]
+        return *(tensors[name].float() / 127.5 - 1 for name in ("drawn", "clips")), tensors["masks"]
 
     def remove_drawings(self, last: int) -> None:
         """Removes this process's batches up to a number."""
@@ -429,7 +407,7 @@ class Trainer(StepTrainer):
     def clips_to_interpolate(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips (B, C, F, H, W) of a step, and which frames are known (B, F): several, but not all."""
         shares = [0.0 if task == "it2v" else share for task, share in TASK_SHARES.items()]
-        clips, _, masks, *_ = self.batch(step, shares, stream=1)
+        clips, _, masks, _ = self.batch(step, shares, stream=1)
         ends = torch.zeros_like(masks[0])
         ends[[0, -1]] = True
         masks = torch.where(masks.sum(dim=1, keepdim=True) > 1, masks, ends)  # prediction may show one frame alone
@@ -440,7 +418,7 @@ class Trainer(StepTrainer):
         drawings, moving = None, (None, None)
         if self.refines:
             number = self.drawing_of_step(step)
-            *drawings, animated = self.drawings(number)
+            drawings = self.drawings(number)
             if (step - 1) % self.args.updates_per_batch == 0:
                 self.remove_drawings(number - KEPT)
         if self.interpolates:
@@ -452,8 +430,7 @@ class Trainer(StepTrainer):
             logs["interpolation"] = interpolation_error(interpolated, hidden_truth(*moving))
             loss = loss + logs["interpolation"]
         if self.refines:
-            by_heart = animated[hidden_frames(drawings[2])[0]]
-            refinement, more = refinement_loss(hidden, hidden_truth(*drawings[1:]), by_heart)
+            refinement, more = refinement_loss(hidden, hidden_truth(*drawings[1:]))
             loss, logs = loss + refinement, logs | more
         self.optimise(loss)
         return {name: value.detach() for name, value in logs.items()}

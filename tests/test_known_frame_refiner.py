@@ -7,9 +7,9 @@ from tiny_models import make_pipeline
 
 from rdtf_diffusers import KnownFrameRefiner, StickerGenerationPipeline
 from rdtf_diffusers.models import known_frame_refiner as module
-from rdtf_diffusers.models.frame_interpolator import decide
 from rdtf_diffusers.models.known_frame_refiner import (
     colour_drawn,
+    distance_apart,
     fit_affine,
     hidden_frames,
     nearest_ends,
@@ -26,7 +26,7 @@ def make_refiner(**config) -> KnownFrameRefiner:
     torch.manual_seed(0)
     small = {"channels": 16, "num_layers": 1, "attention_head_dim": 8, "interpolator_channels": 16}
     refiner = KnownFrameRefiner(**(small | config)).eval()
-    choices = [refiner.moved_trust[-2], refiner.interpolated_trust[-1], refiner.moved_opacity, refiner.cell_weight]
+    choices = [refiner.moved_trust[-2], refiner.moved_opacity, refiner.cell_weight]
     flows = [refiner.interpolator.decoder[-1], refiner.interpolator.correction[-1]]
     for last in (refiner.decoder[-1], refiner.pixel_trust[-1], *choices, *flows):
         torch.nn.init.normal_(last.weight, std=0.1)
@@ -318,15 +318,13 @@ def test_gradients_reach_every_parameter(monkeypatch):
     refiner, drawn, known = make_refiner(), make_clips(), make_clips().flip(2)
     hidden = refiner.refine_hidden(drawn, known, make_mask("01001", "10000"))
     assert hidden.refined.shape == hidden.warped.shape == hidden.drawn.shape == (3 + 4, 4, 24, 16)
-    assert hidden.shares.shape == (3 + 4, 3, 24, 16) and hidden.interpolated_share.shape == (3 + 4, 1, 1, 1)
+    assert hidden.shares.shape == (3 + 4, 3, 24, 16) and hidden.trusted.shape == (3 + 4,)
     assert 0 < hidden.shares.min() and hidden.shares.max() < 1
     torch.testing.assert_close(hidden.shares.sum(dim=1), torch.ones(7, 24, 16))
     three = (hidden.warped, hidden.moved, hidden.drawn)
     mixed = sum(hidden.shares[:, number : number + 1] * x for number, x in enumerate(three))
-    torch.testing.assert_close(
-        hidden.refined, torch.lerp(mixed, hidden.interpolated, decide(hidden.interpolated_share))
-    )
-    hidden.refined.square().mean().backward()
+    torch.testing.assert_close(hidden.mixed, mixed)
+    (hidden.mixed.square().mean() + hidden.interpolated.square().mean()).backward()
     assert [name for name, weight in refiner.named_parameters() if weight.grad is None] == []
 
 
@@ -338,15 +336,48 @@ def test_clips_with_several_known_frames_are_interpolated():
     ends = torch.stack([pixels[0, :, 1], pixels[0, :, 4]]).expand(3, -1, -1, -1, -1)  # of frames 0, 2 and 3
     expected, _ = refiner.interpolator(ends, torch.tensor([-1 / 3, 1 / 3, 2 / 3]), torch.full((3,), 3))
     torch.testing.assert_close(hidden.interpolated[:3], expected)
-    assert not hidden.interpolated[3:].any()
-    seen = hidden.interpolated_share.amax(dim=(1, 2, 3)) > 0
-    assert seen.tolist() == [True, True, True, False, False, False, False]
+    assert not hidden.interpolated[3:].any() and not hidden.trusted[3:].any()
     looped = refiner.refine_hidden(drawn, known, mask[:1], loop=True)  # frame 0 is in the middle between 4 and 1
     expected, _ = refiner.interpolator(ends[:1].flip(1), torch.tensor([0.5]), torch.tensor([2]))
     torch.testing.assert_close(looped.interpolated[:1], expected)
-    alone = refiner.refine_hidden(drawn, known, mask[1:])  # in a run with several processes these weights must be used
-    alone.refined.mean().backward()
-    assert refiner.interpolated_trust[0].weight.grad is not None
+
+
+@torch.no_grad()
+def test_interpolated_frames_are_taken_where_they_can_be_trusted(monkeypatch):
+    """Where a known frame between two others comes out right, all frames between known ones; else what agrees."""
+    refiner, pixels = make_refiner(), make_clips(3, 7) / 2 + 0.5
+    mask, asked = make_mask("1001010", "1001010", "1000010"), []
+    right, wrong = pixels.transpose(1, 2), 1 - pixels.transpose(1, 2)
+
+    def interpolate(known, condition_mask, place, *options):
+        asked.append((condition_mask, place[1]))
+        missed = known.flatten(1).eq(right[1].flatten()).all(dim=1)  # of the second clip
+        return torch.where(missed[:, None, None, None], 1 - known[place], known[place])
+
+    monkeypatch.setattr(refiner, "interpolate", interpolate)
+    clip, frame = hidden_frames(mask)
+    mixed = torch.where((frame == 2)[:, None, None, None], right[clip, frame], wrong[clip, frame])  # agrees in frame 2
+    trusted = refiner.trust(right[clip, frame], mixed, frame < 5, right, mask, clip)
+    assert torch.equal(asked[0][0], make_mask("1000010", "1000010"))  # of either clip that has an inner one
+    assert asked[0][1].tolist() == [3, 3]
+    expected = {(0, 1): True, (0, 2): True, (0, 4): True, (0, 6): False}
+    expected |= {(1, number): False for number in (1, 2, 4, 6)}
+    expected |= {(2, number): number == 2 for number in (1, 2, 3, 4, 6)}
+    assert dict(zip(zip(clip.tolist(), frame.tolist()), trusted.tolist())) == expected
+    some = clip == 1
+    again = refiner.trust(right[clip, frame][some], mixed[some], (frame < 5)[some], right, mask, clip[some])
+    assert len(asked[1][0]) == 1 and torch.equal(again, trusted[some])  # of the others nothing is asked
+
+
+def test_how_far_apart_frames_are():
+    frames = torch.zeros(3, 4, 8, 8)
+    frames[0, 3, :, :4] = frames[1, 3] = 1.0
+    others = frames.clone()
+    others[:, 0] += 0.2
+    torch.testing.assert_close(distance_apart(frames, others), torch.tensor([0.05 / 0.5, 0.05, 0.05 / 0.02]))
+    on_white = torch.ones(1, 3, 8, 8)
+    on_white[..., :2] = 0.6  # a tenth is shown
+    torch.testing.assert_close(distance_apart(on_white, on_white - 0.2), torch.tensor([2.0]))
 
 
 @pytest.mark.parametrize("outline", [module.OUTLINE, torch.inf])

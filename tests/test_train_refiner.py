@@ -75,11 +75,11 @@ def test_modules_that_are_not_named_stay_as_they_are(model, stickers, tmp_path, 
     given = KnownFrameRefiner(4, 16, 1, 8, 16)
     given.save_pretrained(tmp_path / "given")
     options = {"refiner_model_name_or_path": tmp_path / "given", "task_weights": "it2v=0"}
-    trust = options | {"trainable_modules": "interpolated_trust"}
-    assert script.main(arguments(model, stickers, tmp_path, **trust)) == 0
+    named = options | {"trainable_modules": "moved_trust"}
+    assert script.main(arguments(model, stickers, tmp_path, **named)) == 0
     trained = KnownFrameRefiner.from_pretrained(tmp_path).state_dict()
     changed = {name.split(".")[0] for name, weight in given.state_dict().items() if not weight.equal(trained[name])}
-    assert changed == {"interpolated_trust"}
+    assert changed == {"moved_trust"}
     assert script.main(arguments(model, stickers, tmp_path, trainable_modules="other", **options)) == 2
     assert "`trainable_modules` ['other']: a refiner has drawn_encoder," in capsys.readouterr().err
 
@@ -145,32 +145,9 @@ def test_of_clips_to_interpolate_several_frames_are_known(model, stickers, tmp_p
     assert (masks[:, 0] & masks[:, -1] & ~masks.all(dim=1)).any()  # the given weights are for drawings
 
 
-def test_what_is_lost_by_the_choice_of_interpolated_frames():
-    truth = torch.rand(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    half, never, seen = torch.full((2, 1, 1, 1), 0.5), torch.zeros(2).bool(), torch.tensor([True, False])
-    zeros = torch.zeros_like(half)
-    far = 1 - truth
-
-    def lost(drawn, interpolated, share, by_heart=never):
-        rest = dict.fromkeys(("refined", "warped", "moved", "drawn", "shares"), far)
-        hidden = script.RefinedFrames(**rest, mixed=drawn, interpolated=interpolated, interpolated_share=share)
-        return script.trust_error(hidden, truth, by_heart)
-
-    assert lost(truth, far, zeros).abs() < 1e-6 and lost(far, truth, zeros + 1).abs() < 1e-6
-    torch.testing.assert_close(lost(far, far, zeros + 1), lost(far, far, zeros))
-    torch.testing.assert_close(lost(far, truth, half), 0.5 * lost(far, far, zeros))
-    share = half.clone().requires_grad_()
-    lost(far, truth, share).backward()
-    assert (share.grad < 0).all()  # more of it
-    torch.testing.assert_close(lost(truth, truth, half, seen), torch.tensor(0.25 * script.BY_HEART))  # one of two
-    share.grad = None
-    lost(truth, truth, share, seen).backward()
-    assert share.grad.flatten()[0] < 0 and share.grad.flatten()[1].abs() < 1e-6
-
-
 def test_batches_follow_from_seed_and_number(model, stickers, tmp_path):
     trainer, again = (make_trainer(model, stickers, tmp_path / name) for name in "ab")
-    clips, captions, masks, generator, animated = trainer.batch(1, SHARES)
+    clips, captions, masks, generator = trainer.batch(1, SHARES)
     same = again.batch(1, SHARES)
     assert torch.equal(clips, same[0]) and captions == same[1] and torch.equal(masks, same[2])
     frames = trainer.pipeline.unet.config.num_frames
@@ -179,10 +156,7 @@ def test_batches_follow_from_seed_and_number(model, stickers, tmp_path):
     known = torch.stack([trainer.batch(number, SHARES)[2].sum(dim=1) for number in range(12)])
     assert ((known == 1).all(dim=1) | (known > 1).any(dim=1)).all() and (known == 1).all(dim=1).any()
     drawn = trainer.draw(clips, captions, masks, generator)
-    assert drawn.shape == clips.shape and torch.equal(again.draw(*same[:4]), drawn)
-    assert torch.equal(animated, same[4])
-    files = [trainer.clips.read(trainer.clips[number]["index"]) for number in (2, 3)]
-    assert animated.tolist() == [len(file.frames) > 1 for file in files]
+    assert drawn.shape == clips.shape and torch.equal(again.draw(*same), drawn)
 
 
 def test_a_step_has_a_new_batch_in_turn_or_one_of_the_latest(model, stickers, tmp_path, monkeypatch):
@@ -209,13 +183,13 @@ def test_drawings_are_kept_in_files(model, stickers, tmp_path, monkeypatch):
         return trainer, draw, batch
 
     trainer, draw, batch = make()
-    drawn, clips, masks, animated = trainer.drawings(1)
+    drawn, clips, masks = trainer.drawings(1)
     expected = batch(1, SHARES)
     torch.testing.assert_close(clips, expected[0], atol=1 / 255, rtol=0)
-    torch.testing.assert_close(drawn, draw(*expected[:4]).clamp(-1, 1), atol=1 / 255 + 1e-5, rtol=0)
-    assert torch.equal(masks, expected[2]) and torch.equal(animated, expected[4])
+    torch.testing.assert_close(drawn, draw(*expected).clamp(-1, 1), atol=1 / 255 + 1e-5, rtol=0)
+    assert torch.equal(masks, expected[2])
     again = make()[0].drawings(1)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, (drawn, clips, masks, animated)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, (drawn, clips, masks)))
     assert drawn_numbers == [1]
     file = tmp_path / "drawings" / "1-0.safetensors"
     file.write_bytes(file.read_bytes()[:100])
@@ -242,7 +216,7 @@ def test_another_schedule_or_other_clips_are_other_drawings(model, stickers, tmp
 def test_clips_with_several_known_frames_are_drawn_as_the_pipeline_draws_them(model, stickers, tmp_path, monkeypatch):
     trainer = make_trainer(model, stickers, tmp_path, num_inference_steps=3)
     pipe = trainer.pipeline
-    clips, captions, masks, *_ = trainer.batch(0, SHARES)
+    clips, captions, masks, _ = trainer.batch(0, SHARES)
     masks[:, 0], masks[:, -1] = True, True
     monkeypatch.setattr(pipe, "decode_latents", lambda latents: latents)
     drawn = trainer.draw(clips, captions, masks, torch.Generator().manual_seed(3))
@@ -264,7 +238,7 @@ def test_a_perfect_network_draws_the_clip_itself(model, stickers, tmp_path, monk
     """It is asked as the pipeline asks: from noise between several known frames, else from a noisy truth."""
     trainer = make_trainer(model, stickers, tmp_path, num_inference_steps=10, min_strength=0.5, max_strength=0.5)
     pipe, seen = trainer.pipeline, []
-    clips, captions, masks, generator, _ = trainer.batch(0, SHARES)
+    clips, captions, masks, generator = trainer.batch(0, SHARES)
     masks = torch.zeros_like(masks)
     masks[:, [0, -1] if several else [0]] = True
     latents = pipe.encode_known_frames(clips, torch.ones_like(masks))
@@ -336,7 +310,7 @@ def test_wrong_arguments(capsys, options, message):
 
 def test_an_empty_caption_is_no_text(model, stickers, tmp_path, monkeypatch):
     trainer, gates = make_trainer(model, stickers, tmp_path), []
-    clips, _, masks, generator, _ = trainer.batch(0, SHARES)
+    clips, _, masks, generator = trainer.batch(0, SHARES)
 
     def forward(noisy, timestep, text_mask, **conditions):
         gates.append(text_mask.tolist())

@@ -14,7 +14,7 @@ CELL = 4  # pixels of a side of a square that has a flow of its own, before it i
 FAR, NEAR = 0.7, 0.2  # how far a flow, and its correction, can reach, in half heights and widths
 GAP = 8  # frames; distances of known frames are given to the network as multiples of it
 LEAST = 0.02  # share of an end in a blend, at least
-DECIDED = 0.4  # a share up to which one of two frames counts nothing, so that there are hardly any ghosts
+DECIDED = 0.4  # a share up to which an end counts nothing, so that there are hardly any ghosts
 
 
 def pixel_grid(height: int, width: int, device: torch.device) -> torch.Tensor:
@@ -24,7 +24,7 @@ def pixel_grid(height: int, width: int, device: torch.device) -> torch.Tensor:
 
 
 def decide(share: torch.Tensor) -> torch.Tensor:
-    """Shares of one of two frames, most of them 0 or 1: a ghost of the other one is worse than either."""
+    """Shares of one of two ends, most of them 0 or 1: a ghost of the other one is worse than either."""
     return ((share - DECIDED) / (1 - 2 * DECIDED)).clamp(0, 1)
 
 

@@ -21,7 +21,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from .frame_interpolator import FrameInterpolator, decide, pixel_grid
+from .frame_interpolator import FrameInterpolator, pixel_grid
 
 
 CELL = 8  # pixels of a side of a square that is matched as one
@@ -30,6 +30,8 @@ FADING = 8.0  # what an opacity's logit loses where nothing is shown
 OUTLINE = 0.05  # how far an outline may be from the drawn one, see `outline_distance`
 HAZE = 0.05  # alpha that decoding adds to what is clear and takes from what is opaque
 CLEAR = 0.1  # alpha up to which a pixel has no colour to speak of
+AGREES = 0.3  # how far, see `distance_apart`, an interpolated frame may be from the other choice to be taken
+HITS = 0.4  # how far it may be, in the mean, from known frames to be taken in any case
 REACHES = 3, 5, 9, 17  # sides of the squares, one after the other, in which clear pixels look for a colour
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
@@ -68,24 +70,6 @@ def choice_network(in_channels: int) -> nn.Sequential:
     nn.init.zeros_(network[-2].weight)
     nn.init.zeros_(network[-2].bias)
     return network
-
-
-class FrameTrust(nn.Sequential):
-    """Pixels (N, C, H, W) -> a logit for each frame, (N, 1, 1, 1), at first 0."""
-
-    def __init__(self, in_channels: int, channels: int = 32):
-        super().__init__(
-            nn.Conv2d(in_channels, channels, 4, stride=4),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, 1, 1),
-        )
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
 
 
 def fit_affine(places: torch.Tensor, flow: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -135,6 +119,13 @@ def outline_distance(frames: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     return (ours - theirs).abs().mean(dim=1, keepdim=True) / theirs.mean(dim=1, keepdim=True).clamp(min=1e-3)
 
 
+def distance_apart(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """How far frames are from others, (N,), both (N, C, H, W) in [0, 1]: the mean absolute difference, as a share of
+    what the first show, their mean alpha or the mean difference from white."""
+    shown = frames[:, 3:] if frames.shape[1] == 4 else 1 - frames
+    return (frames - others).abs().mean(dim=(1, 2, 3)) / shown.mean(dim=(1, 2, 3)).clamp(min=0.02)
+
+
 def square_mean(x: torch.Tensor, size: int) -> torch.Tensor:
     """Means over squares around every pixel, (N, C, H, W); outside there are zeros."""
     across = F.avg_pool2d(x, (1, size), stride=1, padding=(0, size // 2))
@@ -162,16 +153,15 @@ class RefinedFrames(NamedTuple):
     """N hidden frames.
 
     Attributes:
-        refined: (N, C, H, W) in [0, 1], made of the next four.
+        refined: (N, C, H, W) in [0, 1]: `interpolated` where that is `trusted`, else `mixed`.
         warped: the same, known frames warped to what was drawn, each pixel by itself.
         moved: the same, known frames moved to it as wholes.
         drawn: the same, as they were drawn.
         interpolated: the same, what lies between or beside two known frames by these alone; 0 where one is known.
         shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
-        interpolated_share: (N, 1, 1, 1), how far to take `interpolated` and not the mix of these; 0 where one is
-            known. Most frames are either of both, see `decide`.
-        mixed: `refined` without `interpolated`: the sum of the shares or, if there is alpha and their outline is far
-            from the drawn one, that one with their colours, without haze.
+        mixed: the sum of the shares or, if there is alpha and their outline is far from the drawn one, that one with
+            their colours, without haze.
+        trusted: (N,) bool, see `KnownFrameRefiner.trust`; False where one is known.
     """
 
     refined: torch.Tensor
@@ -180,8 +170,8 @@ class RefinedFrames(NamedTuple):
     drawn: torch.Tensor
     interpolated: torch.Tensor
     shares: torch.Tensor
-    interpolated_share: torch.Tensor
     mixed: torch.Tensor
+    trusted: torch.Tensor
 
 
 def join_ends(candidates: torch.Tensor, logits: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,8 +200,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
     drawn. Most stickers move as a whole, and the outline of what was drawn is dented, so that the affine motion that
     fits all cells best is tried as well. Where neither has the outline of what was drawn, as in a flag that waves, the
-    known frames give the colours alone. Where two frames or more are known, the network also says for each hidden one
-    whether to take what `FrameInterpolator` makes of the nearest two, without a look at the drawing.
+    known frames give the colours alone. Where two frames or more are known, `FrameInterpolator` makes each hidden one
+    of the nearest two, without a look at the drawing, and that is taken where it can be trusted.
 
     Args:
         in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
@@ -263,7 +253,6 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         self.moved_opacity = nn.Linear(2 * channels, 1)
         self.moved_trust = choice_network(3 * in_channels)
         self.interpolator = FrameInterpolator(in_channels, interpolator_channels)
-        self.interpolated_trust = FrameTrust(5 * in_channels)
         for last in (self.decoder[-1], self.pixel_trust[-1], self.cell_weight, self.moved_opacity):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -382,22 +371,57 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             outlined = without_haze(pixels)
             bent = (outline_distance(mixed, outlined) > OUTLINE)[:, 0].nonzero()[:, 0]
             mixed = mixed.index_copy(0, bent, colour_drawn(mixed[bent], outlined[bent]))
-        interpolated, interpolated_share = torch.zeros_like(pixels), torch.zeros_like(shares[:, :1, :1, :1])
+        interpolated, trusted = torch.zeros_like(pixels), torch.zeros_like(clip, dtype=torch.bool)
         several = (condition_mask.sum(dim=1) > 1)[clip].nonzero()[:, 0]
         place = clip[several], frame[several]
-        interpolated[several], ends = self.interpolate(given, condition_mask, place, loop)
-        detail = torch.cat([interpolated[several], mixed[several], pixels[several], *ends], dim=1).detach()
-        interpolated_share[several] = self.interpolated_trust(detail.to(self.dtype)).float().sigmoid()
+        interpolated[several] = self.interpolate(given, condition_mask, place, loop)
+        between = torch.isin(several, two)
+        trusted[several] = self.trust(interpolated[several], mixed[several], between, given, condition_mask, place[0])
         return RefinedFrames(
-            refined=torch.lerp(mixed, interpolated, decide(interpolated_share)),
-            mixed=mixed,
+            refined=torch.where(trusted[:, None, None, None], interpolated, mixed),
             warped=candidates[:, 0],
             moved=candidates[:, 1],
             drawn=pixels,
             interpolated=interpolated,
             shares=shares,
-            interpolated_share=interpolated_share,
+            mixed=mixed,
+            trusted=trusted,
         )
+
+    @torch.no_grad()
+    def trust(
+        self,
+        interpolated: torch.Tensor,
+        mixed: torch.Tensor,
+        between: torch.Tensor,
+        known: torch.Tensor,
+        condition_mask: torch.Tensor,
+        clip: torch.Tensor,
+    ) -> torch.Tensor:
+        """Whether to take interpolated frames, (N,) bool, and not `mixed` ones, both (N, C, H, W).
+
+        Between two known frames: where the interpolator comes near enough to the known frames of the clip that lie
+        between two others, if it is asked for them. Where there is none, and beside all known frames: where it agrees
+        with what was drawn.
+
+        Args:
+            between: (N,) bool, which frames lie between two known ones.
+            known, condition_mask: as of `interpolate`.
+            clip: numbers of the frames' clips, (N,).
+        """
+        order = condition_mask.cumsum(dim=1)  # of the known frames, from 1 on
+        wanted = torch.isin(torch.arange(len(known), device=clip.device), clip)
+        inner = condition_mask & (order > 1) & (order < order[:, -1:]) & wanted[:, None]
+        asked, frame = inner.nonzero(as_tuple=True)
+        others = condition_mask[asked].scatter(1, frame[:, None], False)
+        again = torch.arange(len(asked), device=clip.device), frame
+        missed = distance_apart(known[asked, frame].float(), self.interpolate(known[asked], others, again))
+        count, total = (torch.zeros(len(known), device=clip.device) for _ in range(2))
+        count.index_add_(0, asked, torch.ones_like(missed))
+        total.index_add_(0, asked, missed)
+        hits = (total < HITS * count)[clip]
+        can_compare = between & (count > 0)[clip]
+        return torch.where(can_compare, hits, distance_apart(interpolated, mixed) < AGREES)
 
     def interpolate(
         self,
@@ -406,22 +430,18 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         place: tuple[torch.Tensor, torch.Tensor],
         loop: bool = False,
         soft: bool = False,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Frames of clips of which several are known, from the two that are nearest.
+    ) -> torch.Tensor:
+        """Frames (N, C, H, W) of clips of which several are known, from the two that are nearest.
 
         Args:
             known: clips (B, F, C, H, W) in [0, 1], of which the known frames are looked at.
             condition_mask, loop: as of `forward`.
             place: numbers of clip and frame, both (N,).
             soft: see `FrameInterpolator`.
-
-        Returns:
-            the frames (N, C, H, W), and those two as they were warped, likewise.
         """
         first, second, time, gap = (x[place] for x in nearest_ends(condition_mask, loop))
         ends = torch.stack([known[place[0], first], known[place[0], second]], dim=1)
-        frames, warped = self.interpolator(ends, time, gap, soft)
-        return frames, (warped[:, 0], warped[:, 1])
+        return self.interpolator(ends, time, gap, soft)[0]
 
     def forward(
         self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False
