@@ -8,7 +8,8 @@ samples, with the settings that it comes with, and decoded. The refiner learns t
 frame leaves open how a clip goes on, so that there sampling begins with noisy latents of the truth
 (`--min_strength`); between several known frames it begins with nothing but noise. Drawing takes most of the time, so
 that for every batch that is drawn there are `--updates_per_batch` steps, the others on earlier batches, which lie in
-the output folder. The interpolator between several known frames needs no drawing and sees new clips in every step.
+the output folder. The interpolator between several known frames needs no drawing and sees other clips in every step,
+which may be mirrored, run backwards or have their colours swapped.
 """
 
 import argparse
@@ -45,7 +46,7 @@ TASK_SHARES = {"it2v": 0.45, "interpolation": 0.35, "pre_prediction": 0.1, "post
 SMEARED = 1.25  # how much worse an error looks in drawn pixels than in those of known frames, which are crisp
 TOLERANCE = 4  # pixels by which a warped frame may be beside the truth, along height and width
 KEPT = 64  # batches that are kept
-# How often what is no picture set in motion is mirrored, runs backwards, has its colours swapped.
+# How often a clip for the interpolator, which is told no words, is mirrored, runs backwards, has its colours swapped.
 MIRRORED, BACKWARDS, SWAPPED = 0.5, 0.3, 0.5
 DRAWING_ARGUMENTS = (
     "seed",
@@ -67,7 +68,9 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--refiner_model_name_or_path", help="A refiner to go on with, such as MODEL/refiner.")
     parser.add_argument("--train_batch_size", type=positive_int, default=8, help="Clips per process.")
     parser.add_argument("--procedural_fraction", type=float, default=0.95, help="Share of pictures set in motion.")
-    parser.add_argument("--task_weights", **WEIGHTS, metavar="TASK=X", help=f"Factors on {', '.join(TASK_SHARES)}.")
+    parser.add_argument(
+        "--task_weights", **WEIGHTS, metavar="TASK=X", help=f"Of drawings, on {', '.join(TASK_SHARES)}."
+    )
     parser.add_argument("--motion_weights", **WEIGHTS, metavar="MOTION=X", help="Factors on chances of motions.")
     parser.add_argument("--trainable_modules", nargs="+", default=[], help="Of a given refiner; by default all.")
     parser.add_argument("--channels", type=positive_int, default=64, help="Width of a new refiner.")
@@ -130,12 +133,7 @@ def make_refiner(args: argparse.Namespace, in_channels: int) -> KnownFrameRefine
 
 
 def vary(clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Every second frame (F, C, H, W) of a clip (2 F, C, H, W), which may be mirrored, backwards, in other colours.
-
-    There are few animations, and a UNet knows those that it was trained on by heart. Their drawings would not show how
-    it draws others. They are not cut, because animations of a few frames, each shown for long, have a rhythm.
-    """
-    clip = clip[int(torch.randint(2, (), generator=generator)) :: 2]
+    """A clip (F, C, H, W) as it is, or mirrored, backwards, in other colours: there are few animations."""
     mirrored, backwards, swapped = torch.rand(3, generator=generator).tolist()
     if mirrored < MIRRORED:
         clip = clip.flip(3)
@@ -174,8 +172,9 @@ class Refinement(nn.Module):
         hidden = None if drawings is None else self.refiner.refine_hidden(*drawings)
         if clips is None:
             return hidden, None
-        known, place = (clips.transpose(1, 2) + 1) / 2, hidden_frames(condition_mask)
-        return hidden, self.refiner.interpolate(known, condition_mask, place, soft=True)
+        clip, frame = hidden_frames(condition_mask)
+        known = (clips.transpose(1, 2) + 1) / 2
+        return hidden, self.refiner.interpolate(known, clip, frame, condition_mask[clip], soft=True)
 
 
 def reconstruction_loss(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -277,12 +276,12 @@ class Trainer(StepTrainer):
         frames, channels = config.num_frames, self.pipeline.vae.config.in_channels
         size = config.sample_size * self.pipeline.vae_scale_factor
         maker = ClipMaker(
-            2 * frames,  # of which half are used, see `vary`
+            frames,
             size,
             channels,
             args.procedural_fraction,
-            min_keyframes=2 * frames,
-            max_keyframes=2 * frames,
+            min_keyframes=frames,
+            max_keyframes=frames,
             keyframes="uniform",  # as frames are given to a model; clusters of them would move more
             motion_weights=args.motion_weights,
         )
@@ -293,8 +292,12 @@ class Trainer(StepTrainer):
         self.refiner = make_refiner(args, channels)
         self.collator = DualMaskCollator(frames, joint_drop_prob=0.0, **MASKS)
         self.drawn_by = self.drawing_facts()
+        if frames < 3:  # none lies between two others
+            self.refiner.interpolator.requires_grad_(False)
         trained = {name for name, part in self.refiner.named_children() for w in part.parameters() if w.requires_grad}
-        self.interpolates, self.refines = "interpolator" in trained and frames > 2, bool(trained - {"interpolator"})
+        self.interpolates, self.refines = "interpolator" in trained, bool(trained - {"interpolator"})
+        if not trained:
+            raise ValueError(f"Clips of {frames} frames have nothing to interpolate.")
         self.prepare(Refinement(self.refiner))
 
     def save_model(self) -> dict[str, float]:
@@ -308,7 +311,6 @@ class Trainer(StepTrainer):
         """Stands for all that decides what is drawn."""
         pipe, maker = self.pipeline, self.clips.maker
         facts = [getattr(self.args, name) for name in DRAWING_ARGUMENTS], self.settings, MASKS, TASK_SHARES
-        facts += ([MIRRORED, BACKWARDS, SWAPPED],)
         models = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
         parts = [None if model is None else fingerprint(model) for model in models], dict(pipe.scheduler.config)
         rows = [fingerprint_rows(rows) for rows in self.clips.sources], maker.keyframes, maker.size
@@ -316,24 +318,20 @@ class Trainer(StepTrainer):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def batch(
-        self, number: int, shares: Sequence[float], stream: int = 0
+        self, number: int, shares: Sequence[float]
     ) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Generator]:
         """This process's share of a batch: clips (B, C, F, H, W), captions, known frames (B, F), randomness.
 
-        It depends on the seed, the number and the stream alone. A picture that is not set in motion is a clip that
-        stands still, one that is set in motion keeps what its caption says; others are varied.
+        It depends on the seed and the number alone. A picture that is not set in motion is a clip that stands still.
         """
         size, frames = self.args.train_batch_size, self.pipeline.unet.config.num_frames
         first = (number * self.accelerator.num_processes + self.accelerator.process_index) * size
-        seed = np.random.SeedSequence([self.args.seed, first, stream]).generate_state(1).item()
-        generator, clips, captions = torch.Generator().manual_seed(seed), [], []
-        for index in range(first, first + size):
-            sample = self.clips[index]
-            clip = sample["clip"].expand(2 * frames, -1, -1, -1)
-            clips.append(clip[::2] if "motions" in sample else vary(clip, generator))
-            captions.append(sample["caption"])
+        samples = [self.clips[index] for index in range(first, first + size)]
+        clips = torch.stack([sample["clip"].expand(frames, -1, -1, -1) for sample in samples]).transpose(1, 2)
+        seed = np.random.SeedSequence([self.args.seed, first]).generate_state(1).item()
+        generator = torch.Generator().manual_seed(seed)
         masks = draw_masks(self.collator, shares, size, generator)
-        return torch.stack(clips).transpose(1, 2), captions, masks, generator
+        return clips, [sample["caption"] for sample in samples], masks, generator
 
     @torch.no_grad()
     def draw(
@@ -407,7 +405,8 @@ class Trainer(StepTrainer):
     def clips_to_interpolate(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips (B, C, F, H, W) of a step, and which frames are known (B, F): several, but not all."""
         shares = [0.0 if task == "it2v" else share for task, share in TASK_SHARES.items()]
-        clips, _, masks, _ = self.batch(step, shares, stream=1)
+        clips, _, masks, generator = self.batch(step, shares)
+        clips = torch.stack([vary(clip, generator) for clip in clips.transpose(1, 2)]).transpose(1, 2)
         ends = torch.zeros_like(masks[0])
         ends[[0, -1]] = True
         masks = torch.where(masks.sum(dim=1, keepdim=True) > 1, masks, ends)  # prediction may show one frame alone

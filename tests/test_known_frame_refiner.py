@@ -324,7 +324,10 @@ def test_gradients_reach_every_parameter(monkeypatch):
     three = (hidden.warped, hidden.moved, hidden.drawn)
     mixed = sum(hidden.shares[:, number : number + 1] * x for number, x in enumerate(three))
     torch.testing.assert_close(hidden.mixed, mixed)
-    (hidden.mixed.square().mean() + hidden.interpolated.square().mean()).backward()
+    interpolated = refiner.interpolate(
+        (known.transpose(1, 2) + 1) / 2, torch.tensor([0, 0]), torch.tensor([0, 2]), make_mask("01001", "01001")
+    )
+    (hidden.mixed.square().mean() + interpolated.square().mean()).backward()
     assert [name for name, weight in refiner.named_parameters() if weight.grad is None] == []
 
 
@@ -343,30 +346,52 @@ def test_clips_with_several_known_frames_are_interpolated():
 
 
 @torch.no_grad()
-def test_interpolated_frames_are_taken_where_they_can_be_trusted(monkeypatch):
-    """Where a known frame between two others comes out right, all frames between known ones; else what agrees."""
-    refiner, pixels = make_refiner(), make_clips(3, 7) / 2 + 0.5
-    mask, asked = make_mask("1001010", "1001010", "1000010"), []
-    right, wrong = pixels.transpose(1, 2), 1 - pixels.transpose(1, 2)
+def test_how_far_the_interpolator_is_from_known_frames_between_others(monkeypatch):
+    refiner, known = make_refiner(), (make_clips(4, 7) / 2 + 0.5).transpose(1, 2)
+    mask, asked = make_mask("1001010", "1101001", "1000010", "0100000"), []
 
-    def interpolate(known, condition_mask, place, *options):
-        asked.append((condition_mask, place[1]))
-        missed = known.flatten(1).eq(right[1].flatten()).all(dim=1)  # of the second clip
-        return torch.where(missed[:, None, None, None], 1 - known[place], known[place])
+    def interpolate(known, clip, frame, masks, loop):
+        asked.append((clip.tolist(), frame.tolist(), masks))
+        return known[clip, frame] + 0.1 * frame[:, None, None, None]
 
     monkeypatch.setattr(refiner, "interpolate", interpolate)
+    missed = refiner.distance_missed(known, mask)
+    assert asked[0][:2] == ([0, 1, 1], [3, 1, 3])
+    assert torch.equal(asked[0][2], make_mask("1000010", "1001001", "1100001"))
+    shown = known[:, :, 3].mean(dim=(2, 3))
+    expected = [0.3 / shown[0, 3], (0.1 / shown[1, 1] + 0.3 / shown[1, 3]) / 2]
+    torch.testing.assert_close(missed[:2], torch.stack(expected))
+    assert missed[2:].isnan().all()
+    refiner.distance_missed(known, mask, loop=True)  # each lies between two others
+    assert asked[1][:2] == ([0, 0, 0, 1, 1, 1, 1], [0, 3, 5, 0, 1, 3, 6])
+
+
+@torch.no_grad()
+def test_interpolated_frames_are_taken_where_they_can_be_trusted(monkeypatch):
+    """Where the interpolator hits in that clip, agrees with the other choice, and is not far beside known frames."""
+    refiner, drawn, known = make_refiner(), make_clips(4, 8), make_clips(4, 8).flip(2)
+    mask = make_mask("10010100", "10010100", "10010100", "10000000")
+    before = refiner.refine_hidden(drawn, known, mask)
+    assert before.shares.isfinite().all() and torch.equal(
+        before.refined[~before.trusted], before.mixed[~before.trusted]
+    )
     clip, frame = hidden_frames(mask)
-    mixed = torch.where((frame == 2)[:, None, None, None], right[clip, frame], wrong[clip, frame])  # agrees in frame 2
-    trusted = refiner.trust(right[clip, frame], mixed, frame < 5, right, mask, clip)
-    assert torch.equal(asked[0][0], make_mask("1000010", "1000010"))  # of either clip that has an inner one
-    assert asked[0][1].tolist() == [3, 3]
-    expected = {(0, 1): True, (0, 2): True, (0, 4): True, (0, 6): False}
-    expected |= {(1, number): False for number in (1, 2, 4, 6)}
-    expected |= {(2, number): number == 2 for number in (1, 2, 3, 4, 6)}
-    assert dict(zip(zip(clip.tolist(), frame.tolist()), trusted.tolist())) == expected
-    some = clip == 1
-    again = refiner.trust(right[clip, frame][some], mixed[some], (frame < 5)[some], right, mask, clip[some])
-    assert len(asked[1][0]) == 1 and torch.equal(again, trusted[some])  # of the others nothing is asked
+    agrees = frame != 2
+
+    def interpolate(known, clip, frame, masks, loop):
+        assert torch.equal(masks, mask[clip])
+        return torch.where((frame != 2)[:, None, None, None], before.mixed[:18], 1 - before.mixed[:18])
+
+    missed = torch.tensor([0.0, module.HITS + 0.01, torch.nan, torch.nan])
+    monkeypatch.setattr(refiner, "interpolate", interpolate)
+    hidden = refiner.refine_hidden(drawn, known, mask, missed=missed)
+    beside = {6: True, 7: True}  # half of the two frames between the last known ones, and all of them
+    beside = {number: (number - 5) / 2 < module.BESIDE for number in beside}
+    expected = (clip == 0) & agrees & torch.tensor([beside.get(number, True) for number in frame.tolist()])
+    assert torch.equal(hidden.trusted, expected) and 0 < expected.sum() < 5
+    torch.testing.assert_close(hidden.refined[expected], hidden.interpolated[expected])
+    assert torch.equal(hidden.refined[~expected], hidden.mixed[~expected])
+    assert (hidden.interpolated[expected] - before.mixed[expected]).abs().max() == 0
 
 
 def test_how_far_apart_frames_are():

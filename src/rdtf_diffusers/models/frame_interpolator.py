@@ -13,7 +13,7 @@ from torch import nn
 CELL = 4  # pixels of a side of a square that has a flow of its own, before it is corrected
 FAR, NEAR = 0.7, 0.2  # how far a flow, and its correction, can reach, in half heights and widths
 GAP = 8  # frames; distances of known frames are given to the network as multiples of it
-LEAST = 0.02  # share of an end in a blend, at least
+LEAST = 0.02  # share of an end in a blend before anything is learned, at least
 DECIDED = 0.4  # a share up to which an end counts nothing, so that there are hardly any ghosts
 
 

@@ -30,8 +30,9 @@ FADING = 8.0  # what an opacity's logit loses where nothing is shown
 OUTLINE = 0.05  # how far an outline may be from the drawn one, see `outline_distance`
 HAZE = 0.05  # alpha that decoding adds to what is clear and takes from what is opaque
 CLEAR = 0.1  # alpha up to which a pixel has no colour to speak of
-AGREES = 0.3  # how far, see `distance_apart`, an interpolated frame may be from the other choice to be taken
-HITS = 0.4  # how far it may be, in the mean, from known frames to be taken in any case
+HITS = 0.3  # how far, see `distance_missed`, the interpolator may be from known frames to be trusted in a clip
+AGREES = 0.5  # how far, see `distance_apart`, a frame that it made may be from the other choice to be taken
+BESIDE = 0.5  # how far beside two known frames it may be, as a share of what lies between them
 REACHES = 3, 5, 9, 17  # sides of the squares, one after the other, in which clear pixels look for a colour
 MAX_SCORES = 2**24  # comparisons of cells that are in memory at a time, but for those of a single frame
 
@@ -157,11 +158,13 @@ class RefinedFrames(NamedTuple):
         warped: the same, known frames warped to what was drawn, each pixel by itself.
         moved: the same, known frames moved to it as wholes.
         drawn: the same, as they were drawn.
-        interpolated: the same, what lies between or beside two known frames by these alone; 0 where one is known.
+        interpolated: the same, made of two known frames alone; 0 where the clip has a single one.
         shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
         mixed: the sum of the shares or, if there is alpha and their outline is far from the drawn one, that one with
             their colours, without haze.
-        trusted: (N,) bool, see `KnownFrameRefiner.trust`; False where one is known.
+        trusted: (N,) bool, whether the interpolator comes near those known frames of the clip that lie between two
+            others, see `KnownFrameRefiner.distance_missed`, agrees with `mixed`, and does not reach far beside the
+            known frames. False where the clip has less than three of these.
     """
 
     refined: torch.Tensor
@@ -201,7 +204,7 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     drawn. Most stickers move as a whole, and the outline of what was drawn is dented, so that the affine motion that
     fits all cells best is tried as well. Where neither has the outline of what was drawn, as in a flag that waves, the
     known frames give the colours alone. Where two frames or more are known, `FrameInterpolator` makes each hidden one
-    of the nearest two, without a look at the drawing, and that is taken where it can be trusted.
+    of those around it, or beside it, without a look at the drawing, and that is taken where it can be trusted.
 
     Args:
         in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
@@ -351,8 +354,15 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         condition_mask: torch.Tensor,
         part: slice = slice(None),
         loop: bool = False,
+        missed: torch.Tensor | None = None,
     ) -> RefinedFrames:
-        """A part of the hidden frames of clips, arguments as of `forward`, in the order of `hidden_frames`."""
+        """A part of the hidden frames of clips, in the order of `hidden_frames`.
+
+        Args:
+            drawn, known, condition_mask, loop: as of `forward`.
+            part: which of the hidden frames.
+            missed: what `distance_missed` returns, if it is known already.
+        """
         clip, frame = (numbers[part] for numbers in hidden_frames(condition_mask))
         pixels, given = ((x.transpose(1, 2).to(self.dtype) + 1) / 2 for x in (drawn, known))  # (B, F, C, H, W)
         pixels = pixels[clip, frame].clamp(0, 1)
@@ -373,10 +383,14 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             mixed = mixed.index_copy(0, bent, colour_drawn(mixed[bent], outlined[bent]))
         interpolated, trusted = torch.zeros_like(pixels), torch.zeros_like(clip, dtype=torch.bool)
         several = (condition_mask.sum(dim=1) > 1)[clip].nonzero()[:, 0]
-        place = clip[several], frame[several]
-        interpolated[several] = self.interpolate(given, condition_mask, place, loop)
-        between = torch.isin(several, two)
-        trusted[several] = self.trust(interpolated[several], mixed[several], between, given, condition_mask, place[0])
+        if missed is None:
+            missed = self.distance_missed(given, condition_mask, loop)
+        with torch.no_grad():
+            numbers = clip[several], frame[several]
+            interpolated[several] = self.interpolate(given, *numbers, condition_mask[numbers[0]], loop)
+            agrees = distance_apart(interpolated[several], mixed[several]) < AGREES
+            near = nearest_ends(condition_mask, loop)[2][numbers] > -BESIDE
+            trusted[several] = (missed[numbers[0]] < HITS) & agrees & near  # not where it is NaN
         return RefinedFrames(
             refined=torch.where(trusted[:, None, None, None], interpolated, mixed),
             warped=candidates[:, 0],
@@ -388,60 +402,42 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             trusted=trusted,
         )
 
-    @torch.no_grad()
-    def trust(
-        self,
-        interpolated: torch.Tensor,
-        mixed: torch.Tensor,
-        between: torch.Tensor,
-        known: torch.Tensor,
-        condition_mask: torch.Tensor,
-        clip: torch.Tensor,
-    ) -> torch.Tensor:
-        """Whether to take interpolated frames, (N,) bool, and not `mixed` ones, both (N, C, H, W).
-
-        Between two known frames: where the interpolator comes near enough to the known frames of the clip that lie
-        between two others, if it is asked for them. Where there is none, and beside all known frames: where it agrees
-        with what was drawn.
-
-        Args:
-            between: (N,) bool, which frames lie between two known ones.
-            known, condition_mask: as of `interpolate`.
-            clip: numbers of the frames' clips, (N,).
-        """
-        order = condition_mask.cumsum(dim=1)  # of the known frames, from 1 on
-        wanted = torch.isin(torch.arange(len(known), device=clip.device), clip)
-        inner = condition_mask & (order > 1) & (order < order[:, -1:]) & wanted[:, None]
-        asked, frame = inner.nonzero(as_tuple=True)
-        others = condition_mask[asked].scatter(1, frame[:, None], False)
-        again = torch.arange(len(asked), device=clip.device), frame
-        missed = distance_apart(known[asked, frame].float(), self.interpolate(known[asked], others, again))
-        count, total = (torch.zeros(len(known), device=clip.device) for _ in range(2))
-        count.index_add_(0, asked, torch.ones_like(missed))
-        total.index_add_(0, asked, missed)
-        hits = (total < HITS * count)[clip]
-        can_compare = between & (count > 0)[clip]
-        return torch.where(can_compare, hits, distance_apart(interpolated, mixed) < AGREES)
-
     def interpolate(
         self,
         known: torch.Tensor,
-        condition_mask: torch.Tensor,
-        place: tuple[torch.Tensor, torch.Tensor],
+        clip: torch.Tensor,
+        frame: torch.Tensor,
+        masks: torch.Tensor,
         loop: bool = False,
         soft: bool = False,
     ) -> torch.Tensor:
-        """Frames (N, C, H, W) of clips of which several are known, from the two that are nearest.
+        """Frames (N, C, H, W) of clips of which several are known, each from the two of `nearest_ends`.
 
         Args:
             known: clips (B, F, C, H, W) in [0, 1], of which the known frames are looked at.
-            condition_mask, loop: as of `forward`.
-            place: numbers of clip and frame, both (N,).
+            clip, frame: numbers of the frames, both (N,).
+            masks: (N, F) bool, which frames are known of each one's clip.
+            loop: as of `forward`.
             soft: see `FrameInterpolator`.
         """
-        first, second, time, gap = (x[place] for x in nearest_ends(condition_mask, loop))
-        ends = torch.stack([known[place[0], first], known[place[0], second]], dim=1)
-        return self.interpolator(ends, time, gap, soft)[0]
+        row = torch.arange(len(frame), device=frame.device)
+        first, second, time, gap = (x[row, frame] for x in nearest_ends(masks, loop))
+        return self.interpolator(torch.stack([known[clip, first], known[clip, second]], dim=1), time, gap, soft)[0]
+
+    @torch.no_grad()
+    def distance_missed(self, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False) -> torch.Tensor:
+        """How far the interpolator is from the known frames that lie between two others, if it is asked for them.
+
+        Arguments as of `interpolate` and `forward`. Returns means of `distance_apart` over clips, (B,), NaN where
+        there is no such frame.
+        """
+        order = condition_mask.cumsum(dim=1)  # of the known frames, from 1 on
+        asked = order[:, -1:] > 2 if loop else (order > 1) & (order < order[:, -1:])
+        clip, frame = (condition_mask & asked).nonzero(as_tuple=True)
+        masks = condition_mask[clip].scatter(1, frame[:, None], False)
+        apart = distance_apart(known[clip, frame].float(), self.interpolate(known, clip, frame, masks, loop))
+        total, count = (torch.zeros(len(known), device=clip.device) for _ in range(2))
+        return total.index_add(0, clip, apart) / count.index_add(0, clip, torch.ones_like(apart))
 
     def forward(
         self, drawn: torch.Tensor, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False
@@ -468,9 +464,10 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         cells = (drawn.shape[3] // CELL) * (drawn.shape[4] // CELL)
         frames_at_once = max(1, MAX_SCORES // cells**2)  # each cell is compared with each
         result = result.transpose(1, 2).clone()
+        missed = self.distance_missed((known.transpose(1, 2).to(self.dtype) + 1) / 2, condition_mask, loop)
         for first in range(0, len(clip), frames_at_once):
             part = slice(first, first + frames_at_once)
-            hidden = self.refine_hidden(drawn, known, condition_mask, part, loop)
+            hidden = self.refine_hidden(drawn, known, condition_mask, part, loop, missed)
             result[clip[part], frame[part]] = (hidden.refined * 2 - 1).to(result.dtype)
         return result.transpose(1, 2)
 

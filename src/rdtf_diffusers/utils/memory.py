@@ -26,13 +26,19 @@ def collection_paused() -> Iterator[None]:
             gc.enable()
 
 
+_frozen = False
+
+
 @contextmanager
 def made_to_stay() -> Iterator[None]:
     """For what is needed until the process ends: no garbage collection meanwhile, and none that looks at what was made
     afterwards. The last one, when Python ends, would take a second. What is no longer needed goes at the next use."""
-    if gc.get_freeze_count():
+    global _frozen
+    if _frozen:
         gc.unfreeze()
         gc.collect()
+    _frozen = False
     with collection_paused():
         yield
-    gc.freeze()
+        gc.freeze()  # before collection goes on, which would look at all of it once
+        _frozen = True
