@@ -380,7 +380,7 @@ def test_interpolated_frames_are_taken_where_they_can_be_trusted(monkeypatch):
 
     def interpolate(known, clip, frame, masks, loop):
         assert torch.equal(masks, mask[clip])
-        return torch.where((frame != 2)[:, None, None, None], before.mixed[:18], 1 - before.mixed[:18])
+        return torch.where((frame != 2)[:, None, None, None], before.mixed[:15], 1 - before.mixed[:15])
 
     missed = torch.tensor([0.0, module.HITS + 0.01, torch.nan, torch.nan])
     monkeypatch.setattr(refiner, "interpolate", interpolate)

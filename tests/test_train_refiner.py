@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from example_scripts import load_example
-from tiny_models import make_pipeline
+from tiny_models import make_pipeline, make_unet
 
 from rdtf_diffusers import KnownFrameRefiner
 from rdtf_diffusers.training import DualMaskCollator
@@ -119,7 +119,7 @@ def test_only_clips_for_the_interpolator_are_varied(model, stickers, tmp_path, m
 
 
 def test_clips_of_two_frames_have_nothing_to_interpolate(model, stickers, tmp_path, capsys):
-    pipe = make_pipeline(num_frames=2)
+    pipe = make_pipeline(unet=make_unet(num_frames=2))
     pipe.save_pretrained(tmp_path / "two")
     KnownFrameRefiner(4, 16, 1, 8, 16).save_pretrained(tmp_path / "given")
     trainer = make_trainer(tmp_path / "two", stickers, tmp_path)
