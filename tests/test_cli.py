@@ -496,6 +496,8 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     command = f"{program} platforms --json | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("{\n", "")
+    quick = f"{program} platforms | true"  # it has left before anything is written
+    assert subprocess.run(["bash", "-c", quick], capture_output=True, text=True, timeout=60).stderr == ""
 
 
 def test_a_format_can_be_asked_for(tmp_path, capsys):

@@ -355,7 +355,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     module, _, function = args.run.partition(".")
     try:
-        return getattr(import_module(f".commands.{module}", __package__), function)(args)
+        code = getattr(import_module(f".commands.{module}", __package__), function)(args)
+        sys.stdout.flush()  # here, not when Python exits, where a reader that has left could only be complained about
+        return code
     except KeyboardInterrupt:
         print("interrupted; files named above are whole, nothing else was written", file=sys.stderr)
         return 130
