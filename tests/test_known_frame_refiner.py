@@ -337,11 +337,11 @@ def test_clips_with_several_known_frames_are_interpolated():
     hidden = refiner.refine_hidden(drawn, known, mask)
     pixels = (known + 1) / 2
     ends = torch.stack([pixels[0, :, 1], pixels[0, :, 4]]).expand(3, -1, -1, -1, -1)  # of frames 0, 2 and 3
-    expected, _ = refiner.interpolator(ends, torch.tensor([-1 / 3, 1 / 3, 2 / 3]), torch.full((3,), 3))
+    expected = refiner.interpolator(ends, torch.tensor([-1 / 3, 1 / 3, 2 / 3]), torch.full((3,), 3))
     torch.testing.assert_close(hidden.interpolated[:3], expected)
     assert not hidden.interpolated[3:].any() and not hidden.trusted[3:].any()
     looped = refiner.refine_hidden(drawn, known, mask[:1], loop=True)  # frame 0 is in the middle between 4 and 1
-    expected, _ = refiner.interpolator(ends[:1].flip(1), torch.tensor([0.5]), torch.tensor([2]))
+    expected = refiner.interpolator(ends[:1].flip(1), torch.tensor([0.5]), torch.tensor([2]))
     torch.testing.assert_close(looped.interpolated[:1], expected)
 
 

@@ -1,8 +1,7 @@
 # Copyright 2026 The rdtf_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A network that makes a frame of the two known ones nearest to it, by the motion between them.
+"""A network that makes a frame of two known ones around or beside it, by the motion between them.
 
-Not in the paper. It knows nothing of words or noise and is trained by the truth alone, so that what it does not know
-comes out as a blend.
+Not in the paper. It knows nothing of words or noise and is trained by the truth alone.
 """
 
 import torch
@@ -102,9 +101,7 @@ class FrameInterpolator(nn.Module):
         warped = F.grid_sample(content, pixel_grid(height, width, ends.device) + flow, align_corners=False)
         return (warped + self.background).unflatten(0, (count, 2))
 
-    def forward(
-        self, ends: torch.Tensor, time: torch.Tensor, gap: torch.Tensor, soft: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, ends: torch.Tensor, time: torch.Tensor, gap: torch.Tensor, soft: bool = False) -> torch.Tensor:
         """Interpolates.
 
         Args:
@@ -116,11 +113,11 @@ class FrameInterpolator(nn.Module):
                 either end alone.
 
         Returns:
-            the frames (N, C, H, W) in [0, 1], and both ends as they were warped (N, 2, C, H, W), all float32.
+            the frames (N, C, H, W) in [0, 1], float32.
         """
         ends, time = ends.float(), time.float()
         if not len(ends):  # which PyTorch cannot unshuffle
-            return ends[:, 0], ends
+            return ends[:, 0]
         dtype, size = self.encoder[0].weight.dtype, ends.shape[3:]
         facts = torch.stack([time, gap.float() / GAP], dim=1)[:, :, None, None]
         pixels = F.pixel_unshuffle(ends.flatten(1, 2), CELL)
@@ -137,4 +134,4 @@ class FrameInterpolator(nn.Module):
         warped = torch.lerp(warped, ends, correction[:, None, 5:].sigmoid())
         usual = time.clamp(LEAST, 1 - LEAST).logit()[:, None, None, None]
         share = (usual + motion[:, 4:] + correction[:, 4:5]).sigmoid()  # of the second end
-        return torch.lerp(warped[:, 0], warped[:, 1], share if soft else decide(share)), warped
+        return torch.lerp(warped[:, 0], warped[:, 1], share if soft else decide(share))

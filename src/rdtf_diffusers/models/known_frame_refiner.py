@@ -422,7 +422,7 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
         """
         row = torch.arange(len(frame), device=frame.device)
         first, second, time, gap = (x[row, frame] for x in nearest_ends(masks, loop))
-        return self.interpolator(torch.stack([known[clip, first], known[clip, second]], dim=1), time, gap, soft)[0]
+        return self.interpolator(torch.stack([known[clip, first], known[clip, second]], dim=1), time, gap, soft)
 
     @torch.no_grad()
     def distance_missed(self, known: torch.Tensor, condition_mask: torch.Tensor, loop: bool = False) -> torch.Tensor:
