@@ -158,7 +158,7 @@ class RefinedFrames(NamedTuple):
         warped: the same, known frames warped to what was drawn, each pixel by itself.
         moved: the same, known frames moved to it as wholes.
         drawn: the same, as they were drawn.
-        interpolated: the same, made of two known frames alone; 0 where the clip has a single one.
+        interpolated: the same, made of two known frames alone; 0 where the clip has less than three.
         shares: (N, 3, H, W), how much of each pixel is `warped`, `moved` and `drawn`; they add up to 1.
         mixed: the sum of the shares or, if there is alpha and their outline is far from the drawn one, that one with
             their colours, without haze.
@@ -203,8 +203,8 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
     as in GMFlow (arXiv 2111.13680). Also predicted: how opaque it is there, and how far to trust it against what was
     drawn. Most stickers move as a whole, and the outline of what was drawn is dented, so that the affine motion that
     fits all cells best is tried as well. Where neither has the outline of what was drawn, as in a flag that waves, the
-    known frames give the colours alone. Where two frames or more are known, `FrameInterpolator` makes each hidden one
-    of those around it, or beside it, without a look at the drawing, and that is taken where it can be trusted.
+    known frames give the colours alone. Where three frames or more are known, `FrameInterpolator` makes each hidden
+    one of those around it, or beside it, without a look at the drawing, and that is taken where it can be trusted.
 
     Args:
         in_channels: channels of the frames, 4 for premultiplied RGBA, 3 for RGB.
@@ -382,15 +382,15 @@ class KnownFrameRefiner(ModelMixin, ConfigMixin):
             bent = (outline_distance(mixed, outlined) > OUTLINE)[:, 0].nonzero()[:, 0]
             mixed = mixed.index_copy(0, bent, colour_drawn(mixed[bent], outlined[bent]))
         interpolated, trusted = torch.zeros_like(pixels), torch.zeros_like(clip, dtype=torch.bool)
-        several = (condition_mask.sum(dim=1) > 1)[clip].nonzero()[:, 0]
         if missed is None:
             missed = self.distance_missed(given, condition_mask, loop)
+        several = (~missed.isnan())[clip].nonzero()[:, 0]
         with torch.no_grad():
             numbers = clip[several], frame[several]
             interpolated[several] = self.interpolate(given, *numbers, condition_mask[numbers[0]], loop)
             agrees = distance_apart(interpolated[several], mixed[several]) < AGREES
             near = nearest_ends(condition_mask, loop)[2][numbers] > -BESIDE
-            trusted[several] = (missed[numbers[0]] < HITS) & agrees & near  # not where it is NaN
+            trusted[several] = (missed[numbers[0]] < HITS) & agrees & near
         return RefinedFrames(
             refined=torch.where(trusted[:, None, None, None], interpolated, mixed),
             warped=candidates[:, 0],
